@@ -1,0 +1,112 @@
+"""Feast's compute engine, for `feast materialize`: windowed views are folded from their event logs, plain ones copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from feast import Entity, FeatureView
+from feast.infra.common.materialization_job import MaterializationJob, MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.base import ComputeEngine
+from feast.infra.registry.base_registry import BaseRegistry
+
+from feature_store.adapters.feast.compile import compile_view
+from feature_store.adapters.feast.online_store import check_views
+from feature_store.clock import SystemClock
+from feature_store.definitions.view import PlainView
+from feature_store.engines.duckdb.engine import DuckDBEngine
+from feature_store.errors import IsochronError
+from feature_store.stores.online.embedded import EmbeddedBackend
+from feature_store.stores.online.store import OnlineStore
+from feature_store.timestamps import micros
+
+
+class IsochronMaterializationJob(MaterializationJob):
+    """A materialization that has ended, well or with an error."""
+
+    def __init__(self, task: MaterializationTask, error: BaseException | None) -> None:
+        self.task, self._error = task, error
+
+    def status(self) -> MaterializationJobStatus:
+        return MaterializationJobStatus.ERROR if self._error else MaterializationJobStatus.SUCCEEDED
+
+    def error(self) -> BaseException | None:
+        return self._error
+
+    def should_be_retried(self) -> bool:
+        return bool(getattr(self._error, "retryable", False))
+
+    def job_id(self) -> str:
+        return f"{self.task.project}-{self.task.feature_view.name}-{self.task.end_time.isoformat()}"
+
+    def url(self) -> str | None:
+        return None
+
+
+class IsochronEngine(ComputeEngine):
+    """Materialization for unmodified Feast: `batch_engine: {type: feature_store.adapters.feast.IsochronEngine}`."""
+
+    @property
+    def supports_batch(self) -> bool:
+        return True
+
+    @property
+    def applies_materialization(self) -> bool:
+        """True, so that Feast writes no intervals: a view being filled stays servable, also after a crash."""
+        return True
+
+    def update(
+        self,
+        project: str,
+        views_to_delete: Sequence[FeatureView],
+        views_to_keep: Sequence[Any],
+        entities_to_delete: Sequence[Entity],
+        entities_to_keep: Sequence[Entity],
+    ) -> None:
+        """Refuses views the contract refuses; Feast shows the online store only those with online=True."""
+        check_views(views_to_keep)
+
+    def teardown_infra(self, project: str, fvs: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
+        """Nothing here: the online store deletes what it holds."""
+
+    def materialize(
+        self,
+        registry: BaseRegistry,
+        tasks: MaterializationTask | list[MaterializationTask],
+        **options: Any,
+    ) -> list[MaterializationJob]:
+        """One job a task. A windowed view is folded anew from its whole event log up to the end (a window needs its
+        past, so the start is not used); of a plain view the rows from start to end are written, the newer winning.
+        """
+        tasks = [tasks] if isinstance(tasks, MaterializationTask) else tasks
+        engine = DuckDBEngine(self._root)
+        try:
+            return [self._run(engine, task) for task in tasks]
+        finally:
+            engine.close()
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.repo_config.repo_path or ".").resolve()
+
+    def _run(self, engine: DuckDBEngine, task: MaterializationTask) -> MaterializationJob:
+        try:
+            self._materialize(engine, task)
+        except IsochronError as error:
+            return IsochronMaterializationJob(task, error)
+        return IsochronMaterializationJob(task, None)
+
+    def _materialize(self, engine: DuckDBEngine, task: MaterializationTask) -> None:
+        view, now = compile_view(task.feature_view), SystemClock().now()
+        store = OnlineStore(EmbeddedBackend(self._root / self.repo_config.online_store.path), task.project)
+        start, end = micros(task.start_time), micros(task.end_time)
+        bar = task.tqdm_builder(1) if task.tqdm_builder else None
+        if isinstance(view, PlainView):
+            store.plain(view).write(engine.newest_rows(view, start, end, now), now)
+        else:
+            online = store.windowed(view)
+            online.bootstrap(engine.event_log(view, view.reach(now - online.settle), end + 1), now)
+        if bar is not None:
+            bar.update(1)
+            bar.close()

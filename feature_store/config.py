@@ -1,0 +1,78 @@
+"""What we read of a repository's `feature_store.yaml`: the three lines that turn Isochron on, and where things lie."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from feature_store.errors import ConfigError
+
+ONLINE_BACKENDS = ("embedded",)
+ENGINES = ("duckdb",)
+
+
+@dataclass(frozen=True)
+class RepoConfig:
+    """A repository's folder, its project name, and the resolved paths of its registry and embedded online store."""
+
+    root: Path
+    project: str
+    registry: Path
+    online_path: Path
+
+    @property
+    def compiled(self) -> Path:
+        """The compiled definitions file that apply leaves beside the registry."""
+        return compiled_beside(self.registry)
+
+
+def compiled_beside(registry: Path) -> Path:
+    """Where the compiled definitions of a registry file lie."""
+    return registry.with_name(registry.stem + ".isochron.json")
+
+
+def load_config(root: str | os.PathLike[str]) -> RepoConfig:
+    """Reads `feature_store.yaml` in `root` (environment variables expanded, as Feast does).
+
+    Raises ConfigError that names the file and the entry when something cannot be used.
+    """
+    folder = Path(root).resolve()
+    path = folder / "feature_store.yaml"
+    try:
+        content = yaml.safe_load(os.path.expandvars(path.read_text()))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give the folder of a Feast repository.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not content.get("project"):
+        raise ConfigError(f"{path} names no project.")
+    online = content.get("online_store") or {}
+    return RepoConfig(
+        root=folder,
+        project=content["project"],
+        registry=folder / registry_path(content.get("registry"), path),
+        online_path=folder / online_path(online if isinstance(online, dict) else {}),
+    )
+
+
+def registry_path(registry: Any, where: Path) -> Path:
+    """The path of a file registry; other kinds are refused, for definitions are read from the file."""
+    if isinstance(registry, dict):
+        if registry.get("registry_type", "file") != "file":
+            raise ConfigError(f"{where}: registry_type '{registry['registry_type']}' is not supported; use a file.")
+        registry = registry.get("path")
+    if not isinstance(registry, str) or "://" in registry:
+        raise ConfigError(f"{where}: registry must be the path of a local file, not {registry!r}.")
+    return Path(registry)
+
+
+def online_path(online: dict[str, Any]) -> Path:
+    """The folder of the embedded online store, `data/online.lmdb` unless told."""
+    backend = online.get("backend", "embedded")
+    if backend not in ONLINE_BACKENDS:
+        raise ConfigError(f"online_store backend '{backend}' is not one of: {', '.join(ONLINE_BACKENDS)}.")
+    return Path(online.get("path") or "data/online.lmdb")

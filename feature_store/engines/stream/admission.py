@@ -1,0 +1,101 @@
+"""Admission: from raw rows, as a source has them, to events of a view. A pure function of the rows and their append time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_store.aggregations.events import Column, Events
+from feature_store.definitions.columns import typed
+from feature_store.definitions.types import ValueType, of_arrow
+from feature_store.definitions.view import WindowedView
+from feature_store.errors import ColumnError, RequestError
+from feature_store.timestamps import BEGINNING, HOUR, arrow_micros, iso
+
+#: How far ahead of its append time an event may be dated.
+MOST_AHEAD = HOUR
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """Rows as events of one view, in their order: join keys by name, and one event a row."""
+
+    keys: pa.Table
+    events: Events
+
+
+def admit(view: WindowedView, rows: pa.Table, appended_at: int) -> Admitted:
+    """The events of a view in raw rows, whose columns have the source's names, mapped or as in its file.
+
+    Raises RequestError that names the column and the first row when a row has no key or no event time, a value of the
+    wrong type, or an event time more than an hour ahead of `appended_at`. Either all rows are admitted or none.
+    """
+    keys = {key.name: _present(_column(view, rows, key.name, key.type), key.name) for key in view.keys}
+    times = np.asarray(_present(_micros(view, rows, view.source.timestamp_field), view.source.timestamp_field))
+    times = times + view.source.delay
+    if late := np.flatnonzero(times > appended_at + MOST_AHEAD).tolist():
+        raise RequestError(
+            view.source.timestamp_field,
+            f"of row {late[0]} gives the event time {iso(times[late[0]])}, more than an hour ahead of {iso(appended_at)}",
+        )
+    created = (
+        pc.fill_null(_micros(view, rows, view.source.created_field), BEGINNING)
+        if view.source.created_field
+        else np.full(rows.num_rows, BEGINNING, np.int64)
+    )
+    types = view.column_types()
+    return Admitted(
+        pa.table(keys) if keys else pa.table({"__rows": np.zeros(rows.num_rows)}),
+        Events(
+            np.arange(rows.num_rows + 1),
+            times,
+            np.asarray(created),
+            {name: Column.of(_counted(view, rows, name, t), t) for name, t in types.items()},
+        ),
+    )
+
+
+def _physical(view: WindowedView, rows: pa.Table, name: str) -> pa.ChunkedArray:
+    physical = view.source.physical(name)
+    mapped = view.source.field_mapping.get(physical, physical)
+    for candidate in (physical, mapped):
+        if candidate in rows.column_names:
+            return rows[candidate]
+    raise RequestError(physical, f"is missing; view '{view.name}' needs it. There are: {', '.join(rows.column_names)}")
+
+
+def _column(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:
+    column = _physical(view, rows, name)
+    try:
+        return typed(column, wanted, f"column '{name}'")
+    except ColumnError as error:
+        raise RequestError(name, f"is refused: {error}") from error
+
+
+def _counted(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:
+    """A column as the view folds it; one that is only counted may have any type, for only its presence counts."""
+    column = _physical(view, rows, name).combine_chunks()
+    found = of_arrow(column.type)
+    if wanted is ValueType.BOOL and found is not ValueType.BOOL:
+        present = column.is_valid()
+        if found and found.is_float:
+            present = pc.and_(present, pc.fill_null(pc.is_finite(column), False))
+        return pc.if_else(present, True, pa.scalar(None, pa.bool_()))
+    return _column(view, rows, name, wanted)
+
+
+def _micros(view: WindowedView, rows: pa.Table, name: str) -> pa.Array:
+    column = _physical(view, rows, name)
+    if of_arrow(column.type) is not ValueType.TIMESTAMP:
+        raise RequestError(name, f"is {column.type}, not a timestamp")
+    return pa.array(arrow_micros(column))
+
+
+def _present(array: pa.Array, name: str) -> pa.Array:
+    if array.null_count:
+        first = np.flatnonzero(np.asarray(array.is_null())).tolist()[0]
+        raise RequestError(name, f"is null in row {first}; every event needs its keys and its time")
+    return array

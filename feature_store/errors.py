@@ -1,0 +1,107 @@
+"""Every error a person can meet: it takes facts and builds the text (what failed, where, what to do next).
+
+`retryable` says whether the same call may succeed later without anything being changed.
+"""
+
+from __future__ import annotations
+
+
+class IsochronError(Exception):
+    """Base of all errors raised on purpose. Its text is one message for a person."""
+
+    retryable = False
+
+
+class ConfigError(IsochronError):
+    """The repository's configuration cannot be used as it is."""
+
+
+class DefinitionError(IsochronError):
+    """A declared view, service or source breaks the contract; refused before anything is stored.
+
+    `view` and `subject` (an aggregation, a feature, a source) name the place, `fix` the way out.
+    """
+
+    def __init__(self, view: str, subject: str, problem: str, fix: str) -> None:
+        self.view, self.subject, self.problem, self.fix = view, subject, problem, fix
+        where = f"view '{view}'" + (f", {subject}" if subject else "")
+        super().__init__(f"{where}: {problem}. Fix: {fix}.")
+
+
+class UnknownName(IsochronError):
+    """A service, view, feature or source that is not among the applied definitions."""
+
+    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+        self.kind, self.name = kind, name
+        super().__init__(f"no {kind} is named '{name}'; there are: {', '.join(sorted(known)) or 'none'}.")
+
+
+class SourceError(IsochronError):
+    """A source file is missing, unreadable, or lacks what its definition names."""
+
+
+class SpineError(IsochronError):
+    """The rows that ask for features (the spine, Feast's entity_df) cannot be used as they are."""
+
+
+class ColumnError(IsochronError):
+    """A column's values do not read as the type their definition declares."""
+
+
+class RequestError(IsochronError):
+    """A request's keys or request-time values are missing, of the wrong type, or out of range.
+
+    `field` names the offending one.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field, self.problem = field, problem
+        super().__init__(f"'{field}' {problem}.")
+
+
+class StoreNotReady(IsochronError):
+    """The online store holds nothing for a view, or lost a part: an error, never zeros."""
+
+    retryable = True
+
+    def __init__(self, view: str, reason: str) -> None:
+        self.view, self.reason = view, reason
+        super().__init__(
+            f"online store not ready for view '{view}': {reason}. Fill it with `isochron bootstrap {view}`."
+        )
+
+
+class NotExactOnline(IsochronError):
+    """An online read at a time that the stored state can no longer answer exactly."""
+
+    def __init__(self, view: str, as_of: int, exact_from: int) -> None:
+        from feature_store.timestamps import iso
+
+        self.view, self.as_of, self.exact_from = view, as_of, exact_from
+        super().__init__(
+            f"view '{view}' cannot be read online as of {iso(as_of)}: the store is exact from {iso(exact_from)} on. "
+            "Ask history for that time (get_historical_features, or an online read with history allowed)."
+        )
+
+
+class PositionGap(IsochronError):
+    """Events would be skipped: the log position offered is beyond the next one expected."""
+
+    def __init__(self, view: str, partition: int, expected: int, offered: int) -> None:
+        self.view, self.partition, self.expected, self.offered = view, partition, expected, offered
+        super().__init__(
+            f"view '{view}', partition {partition}: offset {offered} was offered but {expected} is next; "
+            f"send the events from offset {expected} on."
+        )
+
+
+class CorruptState(IsochronError):
+    """Bytes in the online store that this version cannot read; never guessed at."""
+
+
+class ModelError(IsochronError):
+    """A model artifact is missing, incomplete, or belongs to other features than it is asked to score."""
+
+
+class ValuesDiffer(IsochronError):
+    """A comparison of feature values found mismatches."""

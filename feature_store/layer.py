@@ -1,0 +1,180 @@
+"""The one object people hold: a repository's features, as training, streaming and serving read them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from feature_store.clock import Clock, SystemClock
+from feature_store.config import RepoConfig, load_config
+from feature_store.definitions.repository import Definitions
+from feature_store.definitions.view import PlainView, WindowedView
+from feature_store.engines.duckdb.engine import DuckDBEngine
+from feature_store.engines.stream.admission import admit
+from feature_store.errors import ConfigError, RequestError, UnknownName
+from feature_store.retrieval.historical import HistoricalFeatures
+from feature_store.retrieval.online import AsOf, OnlineFeatures, Prepared
+from feature_store.stores.online.embedded import EmbeddedBackend
+from feature_store.stores.online.store import OnlineStore
+from feature_store.stores.online.windowed import Appended
+from feature_store.timestamps import END
+
+Progress = Callable[[str, int, int], None]
+
+
+class FeatureLayer:
+    """One feature layer over an applied Feast repository.
+
+    `repo` is the repository's folder, or the compiled definitions file that apply left; `sources` gives declared file
+    sources other paths, by name; `clock` says what *now* is for online reads and writes.
+
+    Raises ConfigError when the folder is no applied repository.
+    """
+
+    def __init__(
+        self, repo: str | os.PathLike[str], *, sources: Mapping[str, str] | None = None, clock: Clock | None = None
+    ) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self.config = load_config(_root_of(Path(repo)))
+        self._sources = {name: str(Path(path).resolve()) for name, path in (sources or {}).items()}
+        self.definitions = _load_definitions(self.config)
+        if self._sources:
+            self.definitions = self.definitions.with_sources(self._sources)
+        self._engine = DuckDBEngine(self.config.root)
+        self._backend = EmbeddedBackend(self.config.online_path)
+        self.store = OnlineStore(self._backend, self.config.project)
+
+    def close(self) -> None:
+        """Frees the engine. The online store's file stays open for other layers of this process."""
+        self._engine.close()
+
+    def __enter__(self) -> FeatureLayer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def get_historical_features(
+        self, entity_df: Any, features: Any, full_feature_names: bool = False
+    ) -> HistoricalFeatures:
+        """The features of each row of `entity_df` as of its `event_timestamp`; runs when values are asked for.
+
+        `entity_df` is a pandas, Polars or Arrow table, a Parquet path or SQL. `features` is a feature service's name,
+        a list of `view:feature`, or a Feast FeatureService.
+        """
+        return HistoricalFeatures(self._request(features, full_feature_names), entity_df, self._engine)
+
+    # -- serving ------------------------------------------------------------------------------------------------
+
+    def get_online_features(
+        self,
+        features: Any,
+        entities: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+        as_of: AsOf | None = None,
+        full_feature_names: bool = False,
+    ) -> OnlineFeatures:
+        """The features of each entity row as of now, or as of an explicit time (one, or one a row).
+
+        `entities` holds join keys and request-time values, as columns or as rows. A time that the store can no longer
+        answer exactly is answered from history.
+        """
+        prepared = self.prepare(features, full_feature_names, history=True)
+        return prepared.read(_columns(entities), self.clock.now() if as_of is None else as_of)
+
+    def prepare(self, features: Any, full_feature_names: bool = False, history: bool = False) -> Prepared:
+        """A handle with all resolution done, for hot paths. It refuses times that only history could answer, unless
+        `history` is on.
+        """
+        request = self._request(features, full_feature_names)
+        return Prepared(request, self.store, self._engine if history else None)
+
+    # -- filling ------------------------------------------------------------------------------------------------
+
+    def bootstrap(
+        self, views: Sequence[str] = (), until: int = END, progress: Progress | None = None
+    ) -> dict[str, int]:
+        """Fills the online store from the event logs, for the named views or all online ones; entities by view.
+
+        Events before `until` (microseconds) are folded; each view's former state is replaced whole.
+        """
+        stored = [v for v in self.definitions.stored_views(views) if v.online or v.name in views]
+        return {view.name: self._fill(view, until, progress) for view in stored}
+
+    def _fill(self, view: WindowedView | PlainView, until: int, progress: Progress | None) -> int:
+        now = self.clock.now()
+        if isinstance(view, PlainView):
+            return self.store.plain(view).replace(self._engine.newest_rows(view, None, until - 1, now), now)
+        if not view.online:
+            raise RequestError(view.name, "is declared with online=False; declare it online to fill it")
+        online = self.store.windowed(view)
+        log = self._engine.event_log(view, view.reach(now - online.settle), until)
+        return online.bootstrap(log, now, (lambda done, of: progress(view.name, done, of)) if progress else None)
+
+    def append_events(
+        self, push_source: str, rows: pa.Table, partition: int = 0, offset: int | None = None
+    ) -> dict[str, Appended]:
+        """Appends raw events to every online windowed view on a push source, all or none; what was done, by view.
+
+        `rows` has the columns of the source's file. `offset` is the log position of the first row in `partition`:
+        rows whose position was applied before change nothing. Without one the rows follow the last.
+        """
+        views = [
+            v
+            for v in self.definitions.stored_views()
+            if isinstance(v, WindowedView) and v.online and v.source.push_source == push_source
+        ]
+        if not views:
+            known = {v.source.push_source for v in self.definitions.stored_views() if isinstance(v, WindowedView)}
+            raise UnknownName("push source with windowed views", push_source, sorted(k for k in known if k))
+        now = self.clock.now()
+        admitted = [(view, admit(view, rows, now)) for view in views]
+        with self._backend.writing() as txn:
+            return {
+                view.name: self.store.windowed(view).append(txn, a.keys, a.events, now, partition, offset)
+                for view, a in admitted
+            }
+
+    def _request(self, features: Any, full_feature_names: bool) -> Any:
+        if not isinstance(features, str) and hasattr(features, "feature_view_projections"):
+            features = features.name
+        return self.definitions.resolve(features, full_feature_names)
+
+
+def _root_of(repo: Path) -> Path:
+    """The repository's folder, given itself or the compiled definitions file somewhere below it."""
+    if not repo.is_file():
+        return repo
+    for folder in repo.resolve().parents:
+        if (folder / "feature_store.yaml").is_file():
+            return folder
+    raise ConfigError(f"{repo} lies below no folder with a feature_store.yaml.")
+
+
+def _load_definitions(config: RepoConfig) -> Definitions:
+    """The compiled definitions, rebuilt from the registry (which imports Feast) when they are of another state of it."""
+    if config.compiled.is_file() and config.registry.is_file():
+        compiled = Definitions.load(config.compiled)
+        if compiled.stamp == hashlib.sha256(config.registry.read_bytes()).hexdigest():
+            return compiled
+    from feature_store.adapters.feast.registry import compile_repository
+
+    return compile_repository(config)
+
+
+def _columns(entities: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> Mapping[str, Sequence[Any]]:
+    if isinstance(entities, Mapping):
+        return entities
+    names = list(entities[0]) if entities else []
+    for row in entities:
+        if list(row) != names and set(row) != set(names):
+            raise RequestError("entities", f"must all have the same columns; one has {', '.join(row)}")
+    return {name: [row[name] for row in entities] for name in names}
+
+

@@ -1,0 +1,86 @@
+"""What a historical retrieval has to do, as data: engines run it, explain prints it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from feature_store.definitions.aggregation import Aggregation
+from feature_store.definitions.repository import Request
+from feature_store.definitions.view import FeatureRef, OnDemandView, PlainView, WindowedView
+from feature_store.timestamps import duration_text
+
+
+@dataclass(frozen=True)
+class AsOfStage:
+    """Point-in-time join of a plain view: its newest row at or before each time. `key_columns` maps keys to the spine's."""
+
+    view: PlainView
+    features: tuple[str, ...]
+    key_columns: dict[str, str]
+    outputs: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        ttl = f", no older than {duration_text(self.view.ttl)}" if self.view.ttl else ""
+        return f"as-of join {self.view.name}: newest row at or before event_timestamp{ttl} -> {', '.join(self.features)}"
+
+
+@dataclass(frozen=True)
+class WindowStage:
+    """Windowed aggregation of a view's event log, as of each time."""
+
+    view: WindowedView
+    aggregations: tuple[Aggregation, ...]
+    key_columns: dict[str, str]
+    outputs: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return f"windows {self.view.name}: {', '.join(f'{a.name} = {a}' for a in self.aggregations)}"
+
+
+@dataclass(frozen=True)
+class OnDemandStage:
+    """Row-wise functions over the columns fetched so far and those of the spine."""
+
+    view: OnDemandView
+
+    def __str__(self) -> str:
+        return f"on demand {self.view.name} ({self.view.mode})"
+
+
+@dataclass(frozen=True)
+class HistoricalPlan:
+    """The stages of one retrieval, in order, and the columns it gives, in the request's order.
+
+    `outputs` of a stage pairs each of its values (feature, or join key) with the name it gets in the working table.
+    """
+
+    joins: tuple[AsOfStage | WindowStage, ...]
+    on_demand: tuple[OnDemandStage, ...]
+    request: Request
+
+    def explain(self) -> str:
+        """The stages as text, one a line."""
+        stages = [*self.joins, *self.on_demand]
+        return "\n".join(
+            [f"{i}. {stage}" for i, stage in enumerate(stages, 1)] + [f"columns: {', '.join(self.request.columns)}"]
+        )
+
+
+def plan_historical(request: Request) -> HistoricalPlan:
+    """The stages that fetch a request's stored features and then run its on-demand views."""
+    joins = tuple(_join(request, view, refs) for view, refs in request.by_view())
+    return HistoricalPlan(joins, tuple(OnDemandStage(v) for v in request.on_demand), request)
+
+
+def _join(request: Request, view: PlainView | WindowedView, refs: list[FeatureRef]) -> AsOfStage | WindowStage:
+    key_columns = {key.name: refs[0].key_column(key.name) for key in view.keys}
+    outputs = tuple((ref.feature, working_name(ref)) for ref in refs)
+    wanted = [ref.feature for ref in refs if ref.feature not in key_columns]
+    if isinstance(view, WindowedView):
+        return WindowStage(view, tuple(map(view.aggregation, wanted)), key_columns, outputs)
+    return AsOfStage(view, tuple(wanted), key_columns, outputs)
+
+
+def working_name(ref: FeatureRef) -> str:
+    """A stored feature's column while a retrieval works: full names never collide."""
+    return f"{ref.shown_as}__{ref.feature}"

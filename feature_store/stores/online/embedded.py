@@ -1,0 +1,103 @@
+"""The embedded online store: LMDB, a memory-mapped file that many processes read while one writes.
+
+Every read happens in one snapshot and every write in one transaction, so that a reader sees an append, a compaction or
+a switch of generations whole or not at all, also after a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+
+from feature_store.errors import ConfigError
+
+#: Address space that is reserved, not disk that is used: the file grows with what it holds.
+MAP_SIZE = 1 << 38
+
+_open: dict[tuple[str, int], lmdb.Environment] = {}
+_lock = threading.Lock()
+
+
+class Snapshot:
+    """A consistent view of all keys."""
+
+    def __init__(self, transaction: lmdb.Transaction) -> None:
+        self._transaction = transaction
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._transaction.get(key)
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The keys that start with a prefix, in order, with their values."""
+        cursor = self._transaction.cursor()
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    return
+                yield key, value
+
+
+class Transaction(Snapshot):
+    """A snapshot that can be written to; all of it is kept or none."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self._transaction.put(key, value)
+
+    def delete(self, key: bytes) -> None:
+        self._transaction.delete(key)
+
+    def delete_prefix(self, prefix: bytes) -> int:
+        """Deletes the keys that start with a prefix and says how many they were."""
+        keys = [key for key, _ in self.scan(prefix)]
+        for key in keys:
+            self._transaction.delete(key)
+        return len(keys)
+
+
+class EmbeddedBackend:
+    """The store file at a path; one process opens it once, however many objects name it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        return (self.path / "data.mdb").exists()
+
+    def _environment(self) -> lmdb.Environment:
+        # LMDB forbids opening one file twice in a process, and using it across a fork.
+        key = (os.path.realpath(self.path), os.getpid())
+        with _lock:
+            if key not in _open:
+                _open[key] = self._open()
+            return _open[key]
+
+    def _open(self) -> lmdb.Environment:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return lmdb.open(str(self.path), map_size=MAP_SIZE, readahead=False, max_readers=512)
+        except (OSError, lmdb.Error) as error:
+            raise ConfigError(f"the online store at {self.path} cannot be opened: {error}") from error
+
+    @contextmanager
+    def reading(self) -> Iterator[Snapshot]:
+        """A snapshot for the length of a block."""
+        with self._environment().begin() as transaction:
+            yield Snapshot(transaction)
+
+    @contextmanager
+    def writing(self) -> Iterator[Transaction]:
+        """A transaction for the length of a block: kept when the block ends well, dropped when it raises."""
+        with self._environment().begin(write=True) as transaction:
+            yield Transaction(transaction)
+
+    def close(self) -> None:
+        """Closes the file in this process."""
+        with _lock:
+            environment = _open.pop((os.path.realpath(self.path), os.getpid()), None)
+        if environment is not None:
+            environment.close()
