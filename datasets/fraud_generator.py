@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from feature_store.errors import SourceError
 from datasets.fraud_published import CUSTOMERS, TERMINALS, TRANSACTIONS
+from feature_store.errors import SourceError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -18,6 +18,10 @@ fraud_v1 = FeatureService(
 
 fraud_book = FeatureService(
     name="fraud_book",
-    features=[book_context, book_customer, book_terminal[[f"TERMINAL_ID_NB_TX_{days}DAY_WINDOW" for days in (1, 7, 30)]]],
+    features=[
+        book_context,
+        book_customer,
+        book_terminal[[f"TERMINAL_ID_NB_TX_{days}DAY_WINDOW" for days in (1, 7, 30)]],
+    ],
     description="The inputs of the published study; with the request's TX_AMOUNT they are fifteen.",
 )

@@ -45,7 +45,9 @@ def load_config(root: str | os.PathLike[str]) -> RepoConfig:
     try:
         content = yaml.safe_load(os.path.expandvars(path.read_text()))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); give the folder of a Feast repository.") from error
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); give the folder of a Feast repository."
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not content.get("project"):

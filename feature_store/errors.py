@@ -28,6 +28,10 @@ class DefinitionError(IsochronError):
         super().__init__(f"{where}: {problem}. Fix: {fix}.")
 
 
+class DefinitionRefused(IsochronError):
+    """An apply was refused; the registry is as it was. Its text is the reason."""
+
+
 class UnknownName(IsochronError):
     """A service, view, feature or source that is not among the applied definitions."""
 

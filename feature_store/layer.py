@@ -24,6 +24,7 @@ from feature_store.stores.online.store import OnlineStore
 from feature_store.stores.online.windowed import Appended
 from feature_store.timestamps import END
 
+#: Whoever shows that work goes on: told a step (or view), how much of it is done, and of how much.
 Progress = Callable[[str, int, int], None]
 
 
@@ -158,7 +159,7 @@ def _root_of(repo: Path) -> Path:
 
 
 def _load_definitions(config: RepoConfig) -> Definitions:
-    """The compiled definitions, rebuilt from the registry (which imports Feast) when they are of another state of it."""
+    """The compiled definitions; of another state of the registry, they are rebuilt from it (which imports Feast)."""
     if config.compiled.is_file() and config.registry.is_file():
         compiled = Definitions.load(config.compiled)
         if compiled.stamp == hashlib.sha256(config.registry.read_bytes()).hexdigest():
@@ -176,5 +177,3 @@ def _columns(entities: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]
         if list(row) != names and set(row) != set(names):
             raise RequestError("entities", f"must all have the same columns; one has {', '.join(row)}")
     return {name: [row[name] for row in entities] for name in names}
-
-

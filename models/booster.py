@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow as pa
 
 from feature_store.errors import ModelError
+from feature_store.files import replacing
 
 MODEL_FILE, CARD_FILE = "model.txt", "model.json"
 
@@ -277,9 +278,7 @@ def _text(file: Path) -> str:
 
 def _write(file: Path, text: str) -> None:
     """Put the text at the path whole or not at all: a neighbour is written, flushed to disk, and renamed."""
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("wb") as opened:
+    with replacing(file) as partial, partial.open("wb") as opened:
         opened.write(text.encode())
         opened.flush()
         os.fsync(opened.fileno())
-    os.replace(partial, file)

@@ -104,6 +104,18 @@ class Events:
 
 
 @dataclass(frozen=True)
+class EventLog:
+    """A view's events in folding order, with the key values of each entity (one row an entity, by key name).
+
+    `skipped` counts source rows without a key or an event time.
+    """
+
+    keys: pa.Table
+    events: Events
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
 class ColumnFold:
     """Folds over the non-null values of one column, in its order: `rows` are the event rows of those values."""
 
@@ -158,7 +170,9 @@ def fold_ranges(values: np.ndarray, low: np.ndarray, high: np.ndarray, measures:
     return result
 
 
-def evaluate(events: Events, aggregations: Iterable[Aggregation], entity: np.ndarray, time: np.ndarray) -> dict[str, pa.Array]:
+def evaluate(
+    events: Events, aggregations: Iterable[Aggregation], entity: np.ndarray, time: np.ndarray
+) -> dict[str, pa.Array]:
     """The value of every aggregation for each pair of entity (row of `offsets`, -1 if it has no events) and time.
 
     Returns Arrow arrays by aggregation name. The contract's definition: events with floor_H(t - W) <= event time < t.
@@ -183,7 +197,9 @@ def _tail_ranks(events: Events, entity: np.ndarray, time: np.ndarray, window: in
     return events.rank(entity, (time - window) // hop * hop if window else BEGINNING)
 
 
-def _window_values(fold: ColumnFold, aggregations: list[Aggregation], low: np.ndarray, high: np.ndarray) -> dict[str, pa.Array]:
+def _window_values(
+    fold: ColumnFold, aggregations: list[Aggregation], low: np.ndarray, high: np.ndarray
+) -> dict[str, pa.Array]:
     measures = {m for a in aggregations if (m := measure_of(a.function, fold.column.type))}
     state = fold.fold(low, high, sorted(measures))
     return {

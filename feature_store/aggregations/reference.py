@@ -71,7 +71,7 @@ def fold(values: Sequence[Any], function: Function) -> Any:
         case "last":
             return values[-1]
     exact = [Fraction(v) for v in values]
-    total = sum(exact)
+    total = sum(exact, Fraction(0))
     if function.kind == "sum":
         if all(isinstance(v, int) for v in values):
             return int(total) if -(2**63) <= total < 2**63 else None
@@ -81,11 +81,11 @@ def fold(values: Sequence[Any], function: Function) -> Any:
         return _rounded(mean)
     if len(values) < 2:
         return None
-    variance = _rounded(sum((x - mean) ** 2 for x in exact) / (len(values) - 1))
+    variance = _rounded(sum(((x - mean) ** 2 for x in exact), Fraction(0)) / (len(values) - 1))
     return variance if variance is None or function.kind == "var" else math.sqrt(variance)
 
 
-def _rounded(exact: Fraction | int) -> float | None:
+def _rounded(exact: Fraction) -> float | None:
     try:
         return float(exact)
     except OverflowError:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from feature_store.definitions.view import (
     digest,
 )
 from feature_store.errors import ConfigError, DefinitionError, RequestError, UnknownName
+from feature_store.files import replacing
 
 FORMAT = 1
 
@@ -102,11 +101,8 @@ class Definitions(msgspec.Struct, frozen=True, kw_only=True):
 
     def save(self, path: Path) -> None:
         """Writes the definitions as JSON; whoever reads meanwhile sees the old file or the new one, whole."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "wb") as out:
-            out.write(msgspec.json.format(msgspec.json.encode(self, order="deterministic")))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(self, order="deterministic")))
 
     @classmethod
     def load(cls, path: Path) -> Definitions:
@@ -164,9 +160,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def keys(self) -> dict[str, ValueType]:
         """The entity columns that a request must carry, by name."""
-        return {
-            refs[0].key_column(key.name): key.type for view, refs in self.by_view() for key in view.keys
-        }
+        return {refs[0].key_column(key.name): key.type for view, refs in self.by_view() for key in view.keys}
 
     @property
     def request_fields(self) -> dict[str, ValueType]:

@@ -27,7 +27,7 @@ def digest(content: Any) -> str:
 
 
 class PlainView(msgspec.Struct, frozen=True, kw_only=True, tag="plain"):
-    """A Feast view without aggregations: the newest row at or before the asked time. `ttl` in microseconds, 0 is none."""
+    """A Feast view without aggregations: the newest row at or before the asked time. `ttl` in microseconds, 0: none."""
 
     name: str
     keys: tuple[Field, ...]

@@ -1,4 +1,4 @@
-"""What an engine must be able to do. A new engine implements this and passes the conformance tests; nothing else changes."""
+"""What an engine must do. A new one implements this and passes the conformance tests; nothing else changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from feature_store.aggregations.events import Events
+from feature_store.aggregations.events import EventLog
 from feature_store.definitions.view import PlainView, WindowedView
 from feature_store.plan.historical import AsOfStage, WindowStage
 
@@ -22,18 +22,6 @@ class Spine:
 
     def __len__(self) -> int:
         return len(self.times)
-
-
-@dataclass(frozen=True)
-class EventLog:
-    """A view's events in folding order, with the key values of each entity (one row an entity, by key name).
-
-    `skipped` counts source rows without a key or an event time.
-    """
-
-    keys: pa.Table
-    events: Events
-    skipped: int = 0
 
 
 class Engine(Protocol):

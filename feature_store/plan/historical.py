@@ -12,7 +12,7 @@ from feature_store.timestamps import duration_text
 
 @dataclass(frozen=True)
 class AsOfStage:
-    """Point-in-time join of a plain view: its newest row at or before each time. `key_columns` maps keys to the spine's."""
+    """Point-in-time join of a plain view: its newest row at or before each time. `key_columns` maps keys to columns."""
 
     view: PlainView
     features: tuple[str, ...]
@@ -21,7 +21,9 @@ class AsOfStage:
 
     def __str__(self) -> str:
         ttl = f", no older than {duration_text(self.view.ttl)}" if self.view.ttl else ""
-        return f"as-of join {self.view.name}: newest row at or before event_timestamp{ttl} -> {', '.join(self.features)}"
+        return (
+            f"as-of join {self.view.name}: newest row at or before event_timestamp{ttl} -> {', '.join(self.features)}"
+        )
 
 
 @dataclass(frozen=True)

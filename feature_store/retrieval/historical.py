@@ -16,6 +16,7 @@ from feature_store.definitions.repository import Request
 from feature_store.definitions.view import FeatureRef, OnDemandView
 from feature_store.engines.engine import Engine, Spine
 from feature_store.errors import SpineError
+from feature_store.files import replacing
 from feature_store.plan.historical import AsOfStage, plan_historical, working_name
 from feature_store.retrieval import on_demand
 from feature_store.retrieval.spine import EVENT_TIMESTAMP, read_spine, spine_of
@@ -58,13 +59,8 @@ class HistoricalFeatures:
 
 def write_parquet(table: pa.Table, path: Path) -> Path:
     """Writes a Parquet file beside its final name and moves it there: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -120,5 +116,3 @@ def _inputs(view: OnDemandView, working: dict[str, pa.Array], table: pa.Table, s
             )
         inputs[field.name] = typed(table[field.name], field.type, f"column '{field.name}' of the spine")
     return inputs
-
-

@@ -46,17 +46,14 @@ def run(view: OnDemandView, inputs: Mapping[str, pa.Array], rows: int) -> dict[s
     function = load(view)
     try:
         outputs = _call_pandas(function, inputs) if view.mode == "pandas" else _call_python(function, inputs)
-    except Exception as error:  # noqa: BLE001 - a user's function may raise anything; it is named and kept as the cause
+    except Exception as error:
         raise OnDemandError(view, f"its function failed with {type(error).__name__}: {error}") from error
     return {f.name: _output(view, f.name, f.type, outputs, rows) for f in view.features}
 
 
 def _call_python(function: Callable, inputs: Mapping[str, pa.Array]) -> Mapping[str, Any]:
-    return function({name: _python(array) for name, array in inputs.items()})
-
-
-def _python(array: pa.Array) -> list:
-    return array.to_pylist()
+    lists = {id(array): array.to_pylist() for array in inputs.values()}
+    return function({name: lists[id(array)] for name, array in inputs.items()})
 
 
 def _call_pandas(function: Callable, inputs: Mapping[str, pa.Array]) -> Mapping[str, Any]:
@@ -80,7 +77,7 @@ def _output(view: OnDemandView, name: str, wanted: ValueType, outputs: Mapping[s
 
 
 def request_column(name: str, values: Any, wanted: ValueType, rows: int) -> pa.Array:
-    """Request-time values as a typed column; naive times are UTC. Raises ValueError or pyarrow's errors if they do not fit."""
+    """Request-time values as a typed column; naive times are UTC. ValueError or pyarrow's errors if they do not fit."""
     if isinstance(values, pa.Array | pa.ChunkedArray | np.ndarray):
         values = values.tolist() if isinstance(values, np.ndarray) else values.to_pylist()
     if wanted is ValueType.TIMESTAMP:

@@ -113,8 +113,8 @@ class Prepared:
         with self.store.backend.reading() as txn:
             for view, refs in self._groups:
                 answer.fetch(txn, view, refs)
-        for view in self.request.on_demand:
-            answer.compute(view, given, rows)
+        for on_demand_view in self.request.on_demand:
+            answer.compute(on_demand_view, given, rows)
         return answer.result()
 
 
@@ -143,7 +143,12 @@ class _Answer:
             values, exact_from = read.values, read.exact_from
         else:
             plain = self._prepared.store.plain(view).read(txn, wanted, entities, self._times)
-            statuses, event_times, values, exact_from = plain.statuses, plain.event_times, plain.values, plain.exact_from
+            statuses, event_times, values, exact_from = (
+                plain.statuses,
+                plain.event_times,
+                plain.values,
+                plain.exact_from,
+            )
             self._unknown[refs[0].shown_as] = [s is Status.NOT_FOUND for s in statuses]
         if (self._times < exact_from).any():
             values, statuses = self._from_history(view, refs, values, statuses, exact_from)
@@ -282,6 +287,3 @@ def _coerced(value: Any, wanted: ValueType) -> Any:
     if hasattr(value, "to_pydatetime"):
         return value.to_pydatetime()
     return value
-
-
-

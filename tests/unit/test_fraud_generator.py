@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from feature_store.errors import SourceError
 from datasets import fraud_generator
 from datasets.fraud_generator import FraudData, FraudProcess, generate
 from datasets.fraud_published import CUSTOMERS, TERMINALS, TRANSACTIONS, load_customers, load_published
+from feature_store.errors import SourceError
 
 SMALL = FraudProcess(customers=60, terminals=80, days=20, radius=30, seed=5)
 

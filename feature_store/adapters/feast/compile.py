@@ -14,8 +14,8 @@ from feast.feature_view_projection import FeatureViewProjection
 from feast.infra.registry import proto_registry_utils as listing
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 
-from feature_store.definitions.aggregation import NOT_YET, Aggregation, Function, hop_problem, resolve_hop
 from feature_store.definitions.aggregation import KINDS as FUNCTION_KINDS
+from feature_store.definitions.aggregation import NOT_YET, Aggregation, Function, hop_problem, resolve_hop
 from feature_store.definitions.repository import Definitions
 from feature_store.definitions.source import Source
 from feature_store.definitions.types import KEY_TYPES, ValueType
@@ -49,7 +49,7 @@ def compile_registry(proto: RegistryProto, project: str, stamp: str) -> Definiti
 
 
 def compile_view(view: FeatureView) -> StoredView:
-    """A Feast FeatureView or StreamFeatureView as a frozen view; raises DefinitionError where it breaks the contract."""
+    """A Feast FeatureView or StreamFeatureView as a frozen view; DefinitionError where it breaks the contract."""
     if isinstance(view, StreamFeatureView) and view.aggregations:
         return _windowed(view)
     if isinstance(view, StreamFeatureView) and view.udf is not None:
@@ -113,12 +113,24 @@ def _aggregation(view: StreamFeatureView, declared: Any, schema: dict[str, Any])
 
 def _check_output(view: StreamFeatureView, subject: str, function: Function, output: ValueType) -> None:
     column = function.column_of(output)
-    fits = function.output(ValueType.FLOAT64) is output if column is None else (
-        not column.is_list and function.accepts(column) and function.output(column) is output
+    fits = (
+        function.output(ValueType.FLOAT64) is output
+        if column is None
+        else (not column.is_list and function.accepts(column) and function.output(column) is output)
     )
     if not fits:
-        meant = "Int64" if function.kind == "count" else "Array(<the column's type>)" if function.kind == "last_n" else (
-            "Int64 or Float64" if function.kind == "sum" else "Float64" if column is None else "the column's own type"
+        meant = (
+            "Int64"
+            if function.kind == "count"
+            else "Array(<the column's type>)"
+            if function.kind == "last_n"
+            else (
+                "Int64 or Float64"
+                if function.kind == "sum"
+                else "Float64"
+                if column is None
+                else "the column's own type"
+            )
         )
         raise DefinitionError(
             view.name, subject, f"{function.kind} does not give {output.feast_name}", f"declare it as {meant}"
@@ -176,7 +188,10 @@ def _key(view: str, column: Any) -> Field:
     key_type = _type(view, column)
     if key_type not in KEY_TYPES:
         raise DefinitionError(
-            view, f"join key '{column.name}'", f"a key of type {key_type.feast_name} has no exact equality", "use a string"
+            view,
+            f"join key '{column.name}'",
+            f"a key of type {key_type.feast_name} has no exact equality",
+            "use a string",
         )
     return Field(column.name, key_type)
 
@@ -187,10 +202,8 @@ def _feature(view: FeatureView, field: Any) -> Field:
 
 def _type(view: str, field: Any) -> ValueType:
     dtype = field.dtype
-    if isinstance(dtype, feast.types.Array):
-        name = f"Array({_feast_name(dtype.base_type)})"
-    else:
-        name = _feast_name(dtype)
+    is_array = isinstance(dtype, feast.types.Array)
+    name = f"Array({_feast_name(dtype.base_type)})" if is_array else _feast_name(dtype)
     if name not in _BY_FEAST_NAME:
         raise DefinitionError(
             view,

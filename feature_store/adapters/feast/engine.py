@@ -1,4 +1,4 @@
-"""Feast's compute engine, for `feast materialize`: windowed views are folded from their event logs, plain ones copied."""
+"""Feast's compute engine, for `feast materialize`: windowed views are folded from event logs, plain ones copied."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,9 +87,7 @@ class IsochronRetrievalJob(RetrievalJob):
             max_event_timestamp=bounds[-1] if bounds else None,
         )
 
-    def persist(
-        self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None
-    ) -> None:
+    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
         raise NotCarriedYet("persist", "write the table that to_arrow() returns")
 
 

@@ -249,7 +249,9 @@ def _plain_values(values: Any) -> list[Any]:
     return [feast_value_type_to_python_type(v) if isinstance(v, ValueProto) else v for v in values]
 
 
-def _rows(view: PlainView, data: list[tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]]) -> pa.Table:
+def _rows(
+    view: PlainView, data: list[tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]]
+) -> pa.Table:
     """Feast's row tuples as a table of keys, times and features. Feast's times here are naive UTC."""
     keys = [dict(zip(key.join_keys, key.entity_values, strict=True)) for key, *_ in data]
     columns: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A small helper that writes a windowed view's names, types and aggregations once. What it gives are Feast's objects."""
+"""A small helper that writes a windowed view's names, types and aggregations once. It gives plain Feast objects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def aggregate(
 def windowed_view(
     name: str, entities: Sequence[Entity], source: Any, features: Sequence[WindowedFeature], **options: Any
 ) -> StreamFeatureView:
-    """A plain Feast StreamFeatureView over a push source; `options` are Feast's own (online, tags, description, ...)."""
+    """A plain Feast StreamFeatureView over a push source; `options` are Feast's own (online, tags, description)."""
     batch = source.batch_source
     return StreamFeatureView(
         name=name,

@@ -9,11 +9,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from feature_store.aggregations.events import Column, Events, evaluate
+from feature_store.aggregations.events import Column, EventLog, Events, evaluate
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import PlainView, WindowedView
 from feature_store.engines.duckdb.scan import CREATED, TIME, quote, scan
-from feature_store.engines.engine import EventLog, Spine
+from feature_store.engines.engine import Spine
 from feature_store.plan.historical import AsOfStage, WindowStage
 from feature_store.timestamps import BEGINNING, arrow_timestamps
 
@@ -95,7 +95,7 @@ class DuckDBEngine:
                 ORDER BY {keys}, {TIME}""").to_arrow_table()
 
     def _entities(self, session: duckdb.DuckDBPyConnection, key_columns: Mapping[str, str], spine: Spine) -> np.ndarray:
-        """Numbers the distinct keys of a spine (table `entity`) and returns each row's number, -1 where a key is null."""
+        """Numbers the distinct keys of a spine (table `entity`); each row's number, -1 where a key is null."""
         columns = {name: spine.keys[column] for name, column in key_columns.items()} or {
             _NO_KEY + "_key": pa.array(np.zeros(len(spine), np.int64))
         }

@@ -28,7 +28,7 @@ _SQL_TYPES = {
 
 @dataclass(frozen=True)
 class Scan:
-    """A SELECT over a source's files. `admitted` keeps the rows with all keys and a time; `rejected` counts the rest."""
+    """A SELECT over a source's files: `admitted` keeps rows with all keys and a time, `rejected` counts the rest."""
 
     admitted: str
     rejected: str
@@ -76,8 +76,8 @@ def _typed(files: ParquetFiles, name: str, wanted: ValueType, needed_by: str) ->
     found = of_arrow(field.type)
     if not readable(found, wanted):
         raise SourceError(
-            f"{needed_by}: column '{field.name}' of source '{files.source.name}' ({files.source.path}) is {field.type}, "
-            f"but is declared as {wanted.feast_name}. Correct the declaration, or the file."
+            f"{needed_by}: column '{field.name}' of source '{files.source.name}' ({files.source.path}) is "
+            f"{field.type}, but is declared as {wanted.feast_name}. Correct the declaration, or the file."
         )
     if wanted.element is ValueType.TIMESTAMP:
         return quote(field.name) if wanted.is_list else _time_sql(field)

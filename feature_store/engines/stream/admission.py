@@ -1,4 +1,4 @@
-"""Admission: from raw rows, as a source has them, to events of a view. A pure function of the rows and their append time."""
+"""Admission: from raw rows, as a source has them, to events. A pure function of the rows and their append time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def admit(view: WindowedView, rows: pa.Table, appended_at: int) -> Admitted:
     if late := np.flatnonzero(times > appended_at + MOST_AHEAD).tolist():
         raise RequestError(
             view.source.timestamp_field,
-            f"of row {late[0]} gives the event time {iso(times[late[0]])}, more than an hour ahead of {iso(appended_at)}",
+            f"of row {late[0]} gives event time {iso(times[late[0]])}, more than an hour ahead of {iso(appended_at)}",
         )
     created = (
         pc.fill_null(_micros(view, rows, view.source.created_field), BEGINNING)

@@ -30,16 +30,17 @@ class Snapshot:
         self._transaction = transaction
 
     def get(self, key: bytes) -> bytes | None:
-        return self._transaction.get(key)
+        value = self._transaction.get(key)
+        return None if value is None else bytes(value)
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """The keys that start with a prefix, in order, with their values."""
         cursor = self._transaction.cursor()
         if cursor.set_range(prefix):
             for key, value in cursor:
-                if not key.startswith(prefix):
+                if bytes(key[: len(prefix)]) != prefix:
                     return
-                yield key, value
+                yield bytes(key), bytes(value)
 
 
 class Transaction(Snapshot):

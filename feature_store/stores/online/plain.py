@@ -43,7 +43,7 @@ TIME, CREATED = "__time", "__created"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a plain view: times in microseconds (`created` is BEGINNING where missing), values by feature order."""
+    """One row of a plain view: times in microseconds (`created` is BEGINNING where missing), values in name order."""
 
     time: int
     created: int
@@ -116,7 +116,9 @@ class RowCodec:
     def decode(self, data: bytes) -> list[Row]:
         """The rows in a stored value, by event time. Raises CorruptState for another version or definition."""
         if len(data) < _HEADER.size or data[:3] != _MAGIC + bytes([_VERSION]):
-            raise CorruptState(f"view '{self.view.name}': a stored row is of no version that can be read; bootstrap it.")
+            raise CorruptState(
+                f"view '{self.view.name}': a stored row is of no version that can be read; bootstrap it."
+            )
         _, _, _, fingerprint, count = _HEADER.unpack_from(data)
         if fingerprint != self.fingerprint:
             raise CorruptState(f"view '{self.view.name}': a stored row is of another definition; bootstrap it again.")
@@ -177,7 +179,7 @@ class PlainOnline:
         return RowCodec(self.view)
 
     def replace(self, table: pa.Table, now: int) -> int:
-        """Replaces the view's rows by those of a table (keys, `__time`, `__created`, features); how many entities."""
+        """Replaces the view's rows by a table's (keys, `__time`, `__created`, features); how many entities."""
         with self.backend.writing() as txn:
             old = txn.get(generation_key(self.project, self.view.name))
             before = Generation.decode(old).number if old else 0
@@ -189,7 +191,7 @@ class PlainOnline:
         return entities
 
     def write(self, table: pa.Table, now: int) -> int:
-        """Adds rows: the newer event time wins, then the newer created time, then the greater values. How many entities.
+        """Adds rows: the newer event time wins, then the newer created time, then the greater values; how many keys.
 
         Rows later than `now` wait beside the current one. All rows are written, or none.
         """
@@ -235,7 +237,9 @@ class PlainOnline:
         values = zip(*columns, strict=True) if columns else [()] * len(times)
         return [Row(t, c, tuple(v)) for t, c, v in zip(times, created, values, strict=True)]
 
-    def read(self, txn: Snapshot, names: Sequence[str], entities: Sequence[bytes | None], times: np.ndarray) -> PlainRead:
+    def read(
+        self, txn: Snapshot, names: Sequence[str], entities: Sequence[bytes | None], times: np.ndarray
+    ) -> PlainRead:
         """The named features of each entity (None: a null key, never found) as of its time."""
         record = txn.get(generation_key(self.project, self.view.name))
         if record is None:
@@ -253,8 +257,10 @@ class PlainOnline:
         event_times = [row.time if row else BEGINNING for row, _, _ in found]
         return PlainRead(values, [s for _, s, _ in found], event_times, np.array([e for _, _, e in found], np.int64))
 
-    def _find(self, txn: Snapshot, space: Keyspace, entity: bytes | None, time: int) -> tuple[Row | None, Status | None, int]:
-        """The row as of a time, a status that holds for all its features (None: look at each value), exact from when."""
+    def _find(
+        self, txn: Snapshot, space: Keyspace, entity: bytes | None, time: int
+    ) -> tuple[Row | None, Status | None, int]:
+        """The row as of a time, a status for all its features (None: look at each value), and exact from when."""
         if entity is None:
             return None, Status.NOT_FOUND, BEGINNING
         if txn.get(space.bucket(bucket_of(entity))) is None:

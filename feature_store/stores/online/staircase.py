@@ -74,7 +74,7 @@ class Base:
     lasts: dict[str, Ordered] = field(default_factory=dict)
 
     def entry(self, tail: int | None) -> int:
-        """The entry that answers a window from `tail` (None: from the beginning); the number of entries if none does."""
+        """The entry that answers a window from `tail` (None: from the beginning); how many there are if none does."""
         return 0 if tail is None else int(np.searchsorted(self.starts, tail))
 
 
@@ -154,7 +154,9 @@ class StaircaseCodec:
             for i, (low, high) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
         ]
 
-    def _suffixes(self, events: Events, low: np.ndarray, high: np.ndarray) -> tuple[dict[str, State], dict[str, Ordered]]:
+    def _suffixes(
+        self, events: Events, low: np.ndarray, high: np.ndarray
+    ) -> tuple[dict[str, State], dict[str, Ordered]]:
         """The state of event rows low to high, and the first value in them, for every column."""
         states: dict[str, State] = {"*": {"n": high - low}}
         firsts: dict[str, Ordered] = {}
@@ -190,7 +192,9 @@ class StaircaseCodec:
             for name, state in added.items()
         }
         firsts = {n: _earlier(base.firsts[n], here, ordered) for n, ordered in added_firsts.items()}
-        lasts = {n: newest(base.lasts[n], self._lasts(events, n, p)[0], p.last) for n, p in self.columns.items() if p.last}
+        lasts = {
+            n: newest(base.lasts[n], self._lasts(events, n, p)[0], p.last) for n, p in self.columns.items() if p.last
+        }
         return Base(exact_from, starts, states, firsts, lasts)
 
     def _merged_starts(self, base: Base, events: Events, exact_from: int) -> np.ndarray:
@@ -232,7 +236,9 @@ class StaircaseCodec:
     def decode(self, data: bytes) -> Base:
         """The staircase in these bytes. Raises CorruptState when they are of another version or definition."""
         if len(data) < _HEADER.size or data[:3] != _MAGIC + bytes([_VERSION]):
-            raise CorruptState(f"view '{self.view.name}': a stored value is of no version that can be read; bootstrap it.")
+            raise CorruptState(
+                f"view '{self.view.name}': a stored value is of no version that can be read; bootstrap it."
+            )
         _, _, _, count, exact_from, fingerprint = _HEADER.unpack_from(data)
         if fingerprint != self.fingerprint:
             raise CorruptState(f"view '{self.view.name}': a stored value is of another definition; bootstrap it again.")

@@ -1,23 +1,23 @@
-"""A windowed view's state in the online store: filled from the event log, appended to by events, read as of any time."""
+"""A windowed view's online state: filled from the event log, appended to by events, read as of any time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from feature_store.aggregations.events import Column, ColumnFold, Events
+from feature_store.aggregations.events import Column, ColumnFold, EventLog, Events
 from feature_store.aggregations.events import to_arrow as numbers_to_arrow
 from feature_store.aggregations.finalize import finalize
 from feature_store.aggregations.measures import State, combine
 from feature_store.definitions.aggregation import Aggregation
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
-from feature_store.engines.engine import EventLog
 from feature_store.errors import PositionGap, StoreNotReady
 from feature_store.stores.online.embedded import EmbeddedBackend, Snapshot, Transaction
 from feature_store.stores.online.head import HeadCodec, rows_of
@@ -115,7 +115,7 @@ class WindowedOnline:
         settled, recent = _split(events, exact_from)
         rows = self._head.encode(rows_of(recent, self._types, np.arange(len(recent.times))))
         offsets = recent.offsets.tolist()
-        heads = [b"".join(rows[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        heads = [b"".join(rows[a:b]) for a, b in pairwise(offsets)]
         return self._codec.build(settled, exact_from), heads
 
     def _next_number(self, txn: Snapshot) -> int:
@@ -137,7 +137,14 @@ class WindowedOnline:
     # -- appending ----------------------------------------------------------------------------------------------
 
     def append(
-        self, txn: Transaction, keys: pa.Table, events: Events, now: int, partition: int, offset: int | None, epoch: int = 0
+        self,
+        txn: Transaction,
+        keys: pa.Table,
+        events: Events,
+        now: int,
+        partition: int,
+        offset: int | None,
+        epoch: int = 0,
     ) -> Appended:
         """Appends events to the heads of their entities, together with the log position they cover.
 
@@ -223,12 +230,15 @@ class WindowedOnline:
             raise StoreNotReady(self.view.name, f"bucket {bucket} is missing")
         return Bucket.decode(record)
 
-    def read(self, txn: Snapshot, names: Iterable[str], entities: Sequence[bytes | None], times: np.ndarray) -> WindowedRead:
+    def read(
+        self, txn: Snapshot, names: Iterable[str], entities: Sequence[bytes | None], times: np.ndarray
+    ) -> WindowedRead:
         """The named aggregations for each entity (None: a null key, which has no events) as of its time."""
         space = Keyspace(self.project, self.view.name, self.generation(txn).number)
         bases: list[Base | None] = []
         heads: list[bytes | None] = []
-        exact_from, positions = [], []
+        exact_from: list[int] = []
+        positions: list[dict[int, tuple[int, int]]] = []
         for entity in entities:
             if entity is None:
                 bases.append(None)
@@ -300,7 +310,9 @@ class _Reading:
         found = []
         for base, tail, f, n in zip(self.bases, tails, first.tolist(), last.tolist(), strict=True):
             raw = _raw_values(self.heads, fold, fold.rows[f:n])
-            found.append(self._first(a, base, tail, raw) if a.function.kind == "first" else self._last(a, base, tail, raw))
+            found.append(
+                self._first(a, base, tail, raw) if a.function.kind == "first" else self._last(a, base, tail, raw)
+            )
         if a.function.kind == "last_n":
             return to_arrow(found, a.output)
         return to_arrow([values[0] if values else None for values in found], a.output)
@@ -340,7 +352,10 @@ def _only(events: Events, entity: np.ndarray, mask: np.ndarray) -> Events:
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         events.times[rows],
         events.created[rows],
-        {n: Column(c.type, c.values[rows], c.valid[rows], c.arrow.take(pa.array(rows))) for n, c in events.columns.items()},
+        {
+            n: Column(c.type, c.values[rows], c.valid[rows], c.arrow.take(pa.array(rows)))
+            for n, c in events.columns.items()
+        },
     )
 
 

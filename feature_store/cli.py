@@ -1,0 +1,357 @@
+"""The `isochron` command. Each subcommand turns arguments into one library call; heavy imports wait until it runs.
+
+Exit codes: 0 well, 1 refused or failed (one line says why; `--debug` shows the trace), 2 wrong usage, 3 values differ.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from feature_store.errors import ConfigError, IsochronError, ValuesDiffer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+app = typer.Typer(
+    name="isochron",
+    help="Windowed features that mean the same in training and in serving, for Feast repositories.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+DIFFERENT = 3
+
+Repo = Annotated[Path, typer.Option("--repo", help="Folder of an applied Feast repository.")]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option("--source", metavar="NAME=PATH", help="Read a declared file source from another path. Repeatable."),
+]
+DEFAULT_REPO = Path("feature_repo")
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False) -> None:
+    """Windowed features that mean the same in training and in serving, for Feast repositories."""
+
+
+@app.command()
+def apply(repo: Repo = DEFAULT_REPO) -> None:
+    """Check and apply a Feast repository: what `feast apply` does, and services and on-demand views checked too.
+
+    Example: isochron apply --repo feature_repo
+    """
+    from feature_store.adapters.feast.apply import apply as apply_repository
+
+    definitions = apply_repository(repo)
+    typer.echo(
+        f"applied {len(definitions.views)} views and {len(definitions.services)} services of {definitions.project}"
+    )
+
+
+@app.command()
+def historical(
+    service: Annotated[str, typer.Argument(help="A feature service's name.")],
+    spine: Annotated[
+        Path, typer.Option(help="Parquet file of the rows to fill: keys, event_timestamp, request values.")
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file to write: the same rows with their features.")],
+    source: Sources = None,
+    repo: Repo = DEFAULT_REPO,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the plan and stop.")] = False,
+) -> None:
+    """Fill a file of rows with a service's features, each as of its event_timestamp.
+
+    Example: isochron historical fraud_v1 --spine rows.parquet --out filled.parquet
+    """
+    from feature_store import FeatureLayer
+
+    with FeatureLayer(repo, sources=_paths(source)) as layer:
+        retrieval = layer.get_historical_features(spine, service)
+        if explain:
+            typer.echo(retrieval.explain())
+            return
+        table = retrieval.to_arrow()
+        retrieval.to_parquet(out)
+    typer.echo(f"{table.num_rows:,} rows, {len(retrieval.request.refs)} features -> {out}")
+
+
+@app.command()
+def online(
+    service: Annotated[str, typer.Argument(help="A feature service's name.")],
+    keys: Annotated[Path, typer.Option(help="Parquet file of entity keys and request values, a row each.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write: the same rows with their features.")],
+    as_of: Annotated[
+        str | None, typer.Option(metavar="TIME", help="ISO 8601 time to read as of (UTC unless told); now if absent.")
+    ] = None,
+    source: Sources = None,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Read a service's features from the online store. A time it no longer holds exactly is answered from history.
+
+    Example: isochron online fraud_v1 --keys keys.parquet --out values.parquet --as-of 2018-08-01T12:00:00Z
+    """
+    from feature_store import FeatureLayer
+    from feature_store.retrieval.historical import write_parquet
+    from feature_store.retrieval.spine import read_spine
+
+    with FeatureLayer(repo, sources=_paths(source)) as layer:
+        rows = read_spine(keys)
+        answer = layer.get_online_features(service, _lists(rows), as_of)
+        table = rows
+        for name, column in answer.columns.items():
+            if name in table.column_names:
+                raise ConfigError(f"{keys} already has a column '{name}', the name of a requested feature; rename it.")
+            table = table.append_column(name, column)
+        write_parquet(table, out)
+    typer.echo(f"{table.num_rows:,} rows, {len(answer.columns)} features -> {out}")
+
+
+@app.command()
+def bootstrap(
+    views: Annotated[list[str] | None, typer.Argument(help="Views to fill; all online ones if none is named.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Fold events before this ISO 8601 time only; all if absent.")
+    ] = None,
+    source: Sources = None,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Fill the online store from the event logs, replacing what it holds of the views.
+
+    Example: isochron bootstrap customer_spend terminal_risk
+    """
+    from feature_store import FeatureLayer
+    from feature_store.timestamps import END
+
+    with FeatureLayer(repo, sources=_paths(source)) as layer, _progress() as show:
+        end = END if until is None else _time(until)
+        filled = layer.bootstrap(views or (), end, show)
+    for view, entities in filled.items():
+        typer.echo(f"{view}: {entities:,} entities")
+
+
+@app.command()
+def train(
+    transactions: Annotated[Path, typer.Option(help="Transactions file with labels, of the published shape.")],
+    start: Annotated[str, typer.Option(metavar="DAY", help="First day of training, such as 2018-07-25.")],
+    service: Annotated[str, typer.Option(help="Feature service the model reads.")] = "fraud_v1",
+    out: Annotated[Path, typer.Option(help="Folder for models; each gets one of its own.")] = Path("models_out"),
+    source: Sources = None,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Train the fraud model on a week, wait a week for labels, test on the next, and keep it.
+
+    Example: isochron train --transactions feature_repo/data/transactions.parquet --start 2018-05-11
+    """
+    import datetime as dt
+
+    from datasets.fraud_published import load_published
+    from feature_store import FeatureLayer
+    from feature_store.clock import SystemClock
+    from feature_store.timestamps import moment
+    from models.study import StudySplit
+    from pipelines.train import save, train_model
+
+    try:
+        days = StudySplit(dt.date.fromisoformat(start))
+    except ValueError as error:
+        raise typer.BadParameter(f"--start: {error}") from error
+    paths = {"transactions": str(transactions), **_paths(source)}
+    with FeatureLayer(repo, sources=paths) as layer:
+        trained = train_model(layer, load_published(transactions), days, service)
+    folder = save(trained, out, moment(SystemClock().now()))
+    _table(
+        [
+            ("trained on", trained.train_rows),
+            ("tested on", trained.test_rows),
+            *_scores(trained.scores),
+            ("model", folder),
+        ]
+    )
+
+
+@app.command()
+def study(
+    source: Sources = None,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Reproduce the published fraud study through the layer; fails if a figure is too low, or too good (a leak).
+
+    Example: isochron study --source transactions=transactions.parquet
+    """
+    from datasets.fraud_published import load_published
+    from feature_store import FeatureLayer
+    from models.study import PUBLISHED, check_scores
+    from pipelines.study import run_study, study_features
+
+    paths = _paths(source)
+    if "transactions" not in paths:
+        raise typer.BadParameter("--source transactions=PATH names the published file")
+    with FeatureLayer(repo, sources=paths) as layer:
+        frame = study_features(layer, load_published(Path(paths["transactions"])))
+    for name, scores in run_study(frame).items():
+        _table([("model", name), *_scores(scores)])
+        check_scores(name, scores, PUBLISHED[name])
+    typer.echo("every figure is within the tolerance of the published one")
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Option(help="A model's folder, or a folder that holds one model's.")] = Path(
+        "demo/models"
+    ),
+    log: Annotated[Path, typer.Option(help="Decision log to append to.")] = Path("demo/decisions.jsonl"),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Serve fraud scores over HTTP from the online store, and log every decision.
+
+    Example: isochron serve --model demo/models --port 8000
+    """
+    from serving.app import create_app
+    from serving.decision_log import DecisionLog
+    from serving.server import run
+
+    from feature_store import FeatureLayer
+    from feature_store.clock import SystemClock
+    from models.booster import load
+
+    clock = SystemClock()
+    with FeatureLayer(repo, clock=clock) as layer, DecisionLog(log) as decisions:
+        application = create_app(layer, load(_model_folder(model)), decisions, clock)
+        typer.echo(f"http://{host}:{port}/")
+        run(application, host, port)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Folder for the model, the decision log and the report.")] = Path("demo"),
+    transactions: Annotated[
+        Path | None, typer.Option(help="A published transactions file to use instead of generated ones.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="Days to generate.")] = 62,
+    customers: Annotated[int, typer.Option(min=1, help="Customers to generate.")] = 5_000,
+    terminals: Annotated[int, typer.Option(min=1, help="Terminals to generate.")] = 10_000,
+    decisions: Annotated[int, typer.Option(min=1, help="Transactions of the last days to score.")] = 8_000,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+    report: Annotated[Path | None, typer.Option(help="Also write the result as JSON to this file.")] = None,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """From raw transactions to a served fraud score; every served value is compared with its historical value.
+
+    Example: isochron demo --report demo/report.json
+    """
+    import orjson
+
+    from datasets.fraud_generator import FraudProcess
+    from pipelines.demo import DemoSettings, run_demo
+
+    process = FraudProcess(customers=customers, terminals=terminals, days=days, seed=seed)
+    settings = DemoSettings(repo, folder, transactions, process, decisions, seed)
+    with _progress() as show:
+        result = run_demo(settings, show)
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_bytes(orjson.dumps(result.as_json(), option=orjson.OPT_INDENT_2))
+    _table(result.rows())
+    if result.mismatches:
+        raise ValuesDiffer(
+            f"{result.mismatches:,} of {result.values_compared:,} values differ: {'; '.join(result.examples)}"
+        )
+
+
+def _paths(sources: list[str] | None) -> dict[str, str]:
+    paths = {}
+    for text in sources or []:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise typer.BadParameter(f"--source '{text}' is not of the form NAME=PATH")
+        paths[name] = path
+    return paths
+
+
+def _time(text: str) -> int:
+    from feature_store.timestamps import parse_time
+
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"'{text}' is no ISO 8601 time") from error
+
+
+def _lists(table: pa.Table) -> dict[str, list]:
+    return {name: table[name].to_pylist() for name in table.column_names}
+
+
+def _model_folder(folder: Path) -> Path:
+    """The folder of a model, or the one model's folder inside it."""
+    if (folder / "model.json").is_file():
+        return folder
+    found = sorted(folder.glob("*/model.json"))
+    if len(found) != 1:
+        raise ConfigError(
+            f"{folder} holds {len(found)} models; name one with --model, or train one with `isochron demo`."
+        )
+    return found[0].parent
+
+
+def _scores(scores: Any) -> list[tuple[str, str]]:
+    return [
+        ("AUC ROC", f"{scores.auc_roc:.4f}"),
+        ("average precision", f"{scores.average_precision:.4f}"),
+        ("card precision@100", f"{scores.card_precision_100:.4f}"),
+    ]
+
+
+def _table(rows: list[tuple[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows:
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on standard error, one a step; where it is no terminal, a line when a step is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(step: str, done: int, of: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=of)
+            bars.update(tasks[step], completed=done, total=of)
+
+        yield show
+
+
+def main() -> None:
+    """Runs the command; an error of ours is one line and exit code 1 (3 where values differ)."""
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"feast\..*")
+    try:
+        app()
+    except IsochronError as error:
+        if "--debug" in sys.argv[1:]:
+            raise
+        typer.echo(f"isochron: {error}", err=True)
+        sys.exit(DIFFERENT if isinstance(error, ValuesDiffer) else 1)
+
+
+if __name__ == "__main__":
+    main()
