@@ -44,7 +44,7 @@ customer_recent = windowed_view(
     entities=[customer],
     source=transactions,
     features=[
-        *aggregate("last", "transaction_time", UnixTimestamp, name="last_transaction_time"),
+        *aggregate("last", "TX_DATETIME", UnixTimestamp, name="last_transaction_time"),
         *aggregate("last_5", "amount", Array(Float64), name="last_amounts"),
     ],
 )
@@ -62,7 +62,11 @@ terminal_risk = windowed_view(
 
 @on_demand_feature_view(
     name="transaction_context",
-    sources=[customer_spend, customer_recent, current_transaction],
+    sources=[
+        customer_spend[[f"{part}_amount_{days * 86_400}s" for part in ("sum", "count", "mean") for days in (1, 30)]],
+        customer_recent,
+        current_transaction,
+    ],
     schema=[
         Field(name="amount", dtype=Float64),
         Field(name="weekend", dtype=Int64),

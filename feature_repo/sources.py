@@ -10,7 +10,6 @@ _COLUMNS = {
     "CUSTOMER_ID": "customer_id",
     "TERMINAL_ID": "terminal_id",
     "TX_AMOUNT": "amount",
-    "TX_DATETIME": "transaction_time",
     "TX_FRAUD": "fraud",
 }
 

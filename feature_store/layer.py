@@ -103,13 +103,14 @@ class FeatureLayer:
     ) -> dict[str, int]:
         """Fills the online store from the event logs, for the named views or all online ones; entities by view.
 
-        Events before `until` (microseconds) are folded; each view's former state is replaced whole.
+        Events before `until` (microseconds) are folded; each view's former state is replaced whole. Reads are exact
+        from a minute before `until`, or before now if that is earlier.
         """
         stored = [v for v in self.definitions.stored_views(views) if v.online or v.name in views]
         return {view.name: self._fill(view, until, progress) for view in stored}
 
     def _fill(self, view: WindowedView | PlainView, until: int, progress: Progress | None) -> int:
-        now = self.clock.now()
+        now = min(self.clock.now(), until)
         if isinstance(view, PlainView):
             return self.store.plain(view).replace(self._engine.newest_rows(view, None, until - 1, now), now)
         if not view.online:

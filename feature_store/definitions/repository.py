@@ -146,7 +146,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """The stored features grouped by view, alias and key mapping, in order of first mention."""
         groups: dict[tuple, list[FeatureRef]] = {}
         for ref in self.stored:
-            groups.setdefault((ref.view, ref.shown_as, tuple(sorted(ref.join_key_map.items()))), []).append(ref)
+            groups.setdefault((ref.view, ref.shown_as, ref.join_key_map), []).append(ref)
         return [(self.definitions.stored_view(key[0]), refs) for key, refs in groups.items()]
 
     @property

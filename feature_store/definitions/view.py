@@ -109,16 +109,16 @@ class WindowedView(msgspec.Struct, frozen=True, kw_only=True, tag="windowed"):
 class FeatureRef(msgspec.Struct, frozen=True, kw_only=True):
     """One requested feature: `shown_as` is the view's name in the request (its alias, if it has one).
 
-    `join_key_map` maps a view's join key to the column of the request that carries it.
+    `join_key_map` pairs a view's join key with the column of the request that carries it.
     """
 
     view: str
     feature: str
     shown_as: str
-    join_key_map: dict[str, str] = {}
+    join_key_map: tuple[tuple[str, str], ...] = ()
 
     def key_column(self, key: str) -> str:
-        return self.join_key_map.get(key, key)
+        return dict(self.join_key_map).get(key, key)
 
     def column(self, full_names: bool) -> str:
         """The output column: Feast writes `view__feature` for full names."""

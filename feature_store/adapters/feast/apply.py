@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from pathlib import Path
 
 import click
 from feast.cli.cli import cli as feast_cli
 
+from feature_store.adapters.feast.compile import without_feasts_warnings
 from feature_store.adapters.feast.registry import compile_repository
 from feature_store.config import load_config
 from feature_store.definitions.repository import Definitions
@@ -25,9 +25,7 @@ def apply(repo: Path) -> Definitions:
     config.registry.parent.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
     try:
-        with warnings.catch_warnings():
-            # Feast warns that stream views are alpha on every object it builds; what it warns of is what we replace.
-            warnings.simplefilter("ignore", RuntimeWarning)
+        with without_feasts_warnings():
             for command in ("plan", "apply"):
                 _feast(config.root, command)
     except click.ClickException as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -33,12 +35,22 @@ _MICROSECOND = timedelta(microseconds=1)
 _BY_FEAST_NAME = {t.feast_name: t for t in ValueType}
 
 
+@contextmanager
+def without_feasts_warnings() -> Iterator[None]:
+    """Feast warns that stream views are alpha on every object it builds; what it warns of is what we replace."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
 def compile_registry(proto: RegistryProto, project: str, stamp: str) -> Definitions:
     """Every definition of a project in Feast's registry. Raises DefinitionError for what the contract refuses."""
-    feature_views = listing.list_feature_views(proto, project, None)
-    stream_views = listing.list_stream_feature_views(proto, project, None)
+    with without_feasts_warnings():
+        feature_views = listing.list_feature_views(proto, project, None)
+        stream_views = listing.list_stream_feature_views(proto, project, None)
+        on_demand_views = listing.list_on_demand_feature_views(proto, project, None)
     stored = [compile_view(view) for view in (*feature_views, *stream_views)]
-    on_demand = [compile_on_demand(view) for view in listing.list_on_demand_feature_views(proto, project, None)]
+    on_demand = [compile_on_demand(view) for view in on_demand_views]
     services = [compile_service(service) for service in listing.list_feature_services(proto, project, None)]
     return Definitions(
         project=project,
@@ -315,5 +327,5 @@ def _refs(projection: FeatureViewProjection) -> Iterable[FeatureRef]:
             view=projection.name,
             feature=field.name,
             shown_as=projection.name_to_use(),
-            join_key_map=dict(projection.join_key_map),
+            join_key_map=tuple(sorted(projection.join_key_map.items())),
         )

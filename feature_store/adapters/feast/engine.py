@@ -98,9 +98,10 @@ class IsochronEngine(ComputeEngine):
         return IsochronMaterializationJob(task, None)
 
     def _materialize(self, engine: DuckDBEngine, task: MaterializationTask) -> None:
-        view, now = compile_view(task.feature_view), SystemClock().now()
+        view = compile_view(task.feature_view)
         store = OnlineStore(EmbeddedBackend(self._root / self.repo_config.online_store.path), task.project)
         start, end = micros(task.start_time), micros(task.end_time)
+        now = min(SystemClock().now(), end)
         bar = task.tqdm_builder(1) if task.tqdm_builder else None
         if isinstance(view, PlainView):
             store.plain(view).write(engine.newest_rows(view, start, end, now), now)

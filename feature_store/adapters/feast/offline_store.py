@@ -163,7 +163,10 @@ def _ref(projections: dict[str, FeatureViewProjection], text: str) -> FeatureRef
     shown_as, _, feature = text.partition(":")
     projection = projections[shown_as]
     return FeatureRef(
-        view=projection.name, feature=feature, shown_as=shown_as, join_key_map=dict(projection.join_key_map)
+        view=projection.name,
+        feature=feature,
+        shown_as=shown_as,
+        join_key_map=tuple(sorted(projection.join_key_map.items())),
     )
 
 

@@ -141,7 +141,8 @@ class IsochronOnlineStore(FeastOnlineStore):
     def plan(self, config: RepoConfig, desired_registry_proto: RegistryProto) -> list[InfraObject]:
         """The whole check, services and on-demand views too: Feast calls this for `feast plan` only."""
         with refusing():
-            _check_services(compile_registry(desired_registry_proto, config.project, "planned"))
+            # What is planned names no project yet.
+            _check_services(compile_registry(desired_registry_proto, "", "planned"))
         return []
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:

@@ -44,7 +44,8 @@ def windowed_view(
         entities=list(entities),
         source=source,
         timestamp_field=batch.timestamp_field,
-        schema=[field for _, field in features],
+        # A name given twice stands once in the schema, so that it is our check at apply that names it.
+        schema=list({field.name: field for _, field in features}.values()),
         aggregations=[aggregation for aggregation, _ in features],
         **options,
     )
