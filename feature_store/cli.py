@@ -226,8 +226,8 @@ def serve(
     from models.booster import load
 
     clock = SystemClock()
-    with FeatureLayer(repo, clock=clock) as layer, DecisionLog(log) as decisions:
-        application = create_app(layer, load(_model_folder(model)), decisions, clock)
+    with FeatureLayer(repo, clock=clock) as layer:
+        application = create_app(layer, load(_model_folder(model)), DecisionLog(log), clock)
         typer.echo(f"http://{host}:{port}/")
         run(application, host, port)
 

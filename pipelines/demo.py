@@ -34,7 +34,7 @@ from feature_store.errors import ConfigError, SourceError
 from feature_store.layer import Progress
 from feature_store.monitoring.consistency import Comparison, compare
 from feature_store.retrieval.historical import write_parquet
-from feature_store.timestamps import DAY, MINUTE, SECOND, arrow_micros, moment
+from feature_store.timestamps import DAY, MINUTE, arrow_micros, micros, moment
 from models.study import StudySplit
 from pipelines.train import Trained, save, spine_of, train_model
 
@@ -196,7 +196,7 @@ def _days(transactions: pa.Table) -> _Days:
             f"{first} to {last} are too few days: the demo needs 21 for training and test, {REPLAY_DAYS} to replay, "
             "and at least a week of history before them."
         )
-    start = int(dt.datetime.combine(replay, dt.time(), dt.UTC).timestamp()) * SECOND
+    start = micros(dt.datetime.combine(replay, dt.time(), dt.UTC))
     return _Days(first, last, split, start, start + REPLAY_DAYS * DAY)
 
 
@@ -264,20 +264,19 @@ def _replay(
     scored = _sample(spine_of(transactions, moment(days.replay_start).date(), moment(days.replay_end).date()), settings)
     logs = _logs(transactions, days)
     latencies: list[float] = []
-    with DecisionLog(log) as decisions:
-        app = create_app(layer, trained.model, decisions, clock)
-        with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
-            stored_until = days.replay_start
-            for i, row in enumerate(scored.to_pylist()):
-                t = int(row["TX_DATETIME"].replace(tzinfo=dt.UTC).timestamp()) * SECOND
-                clock.set(t)
-                if t >= stored_until:
-                    stored_until = t + LOOK_AHEAD
-                    for source in logs:
-                        report.events_pushed += _push(client, source, stored_until)
-                latencies.append(_score(client, row))
-                if i % 100 == 0:
-                    progress("replay", i, scored.num_rows)
+    app = create_app(layer, trained.model, DecisionLog(log), clock)
+    with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
+        stored_until = days.replay_start
+        for i, row in enumerate(scored.to_pylist()):
+            t = micros(row["TX_DATETIME"])
+            clock.set(t)
+            if t >= stored_until:
+                stored_until = t + LOOK_AHEAD
+                for source in logs:
+                    report.events_pushed += _push(client, source, stored_until)
+            latencies.append(_score(client, row))
+            if i % 100 == 0:
+                progress("replay", i, scored.num_rows)
     progress("replay", scored.num_rows, scored.num_rows)
     report.decisions = len(latencies)
     report.decision_p50_ms, report.decision_p99_ms = (round(float(q), 3) for q in np.percentile(latencies, [50, 99]))

@@ -1,0 +1,121 @@
+"""Runs an app with uvicorn: until the process is stopped, or in a thread for as long as a block lasts."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from feature_store.errors import IsochronError
+
+#: uvicorn's own, which it sets up for the terminal.
+logger = logging.getLogger("uvicorn.error")
+
+#: Only this machine reaches the server unless it is told otherwise.
+HOST = "127.0.0.1"
+PORT = 8000
+
+#: Seconds that requests under way get to end when the server stops.
+_GRACE = 5
+
+_APP_FAILED = "the app failed to start; the log says why"
+
+
+class ServerNotStarted(IsochronError):
+    """The server could not listen, or its app could not start."""
+
+    def __init__(self, host: str, port: int, problem: str) -> None:
+        self.host, self.port = host, port
+        super().__init__(f"no server on {host}:{port}: {problem}.")
+
+
+def run(app: Any, host: str = HOST, port: int = PORT) -> None:
+    """Serves an ASGI app until the process gets SIGINT or SIGTERM. Raises ServerNotStarted."""
+    listening = _listening(host, port)
+    server = _Server(_config(app, host, port, "info"))
+    logger.info("serving on %s; stop it with CTRL+C", _url(listening))
+    server.run_on(listening)
+    if not server.started:
+        raise ServerNotStarted(host, port, _APP_FAILED)
+
+
+@contextmanager
+def running(app: Any, host: str = HOST, port: int = 0) -> Iterator[str]:
+    """Serves an ASGI app in a thread and yields its base URL once it answers; port 0 is any free one.
+
+    Requests under way when the block ends are answered first. Raises ServerNotStarted.
+    """
+    listening = _listening(host, port)
+    server = _Server(_config(app, host, port, "warning"))
+    address = _url(listening)
+    thread = threading.Thread(target=server.run_on, args=(listening,), name="isochron-server", daemon=True)
+    thread.start()
+    server.settled.wait()
+    try:
+        if not server.started:
+            raise ServerNotStarted(host, port, _APP_FAILED)
+        yield address
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+class _Server(uvicorn.Server):
+    """A server that says when its start is over, well or not."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.settled = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.settled.set()
+
+    def run_on(self, listening: socket.socket) -> None:
+        """Serves until it is told to stop, and closes the socket."""
+        try:
+            with listening:
+                self.run(sockets=[listening])
+        except SystemExit:
+            # How uvicorn leaves when the app fails to start, having logged why.
+            if self.started:
+                raise
+        finally:
+            self.settled.set()
+
+
+def _config(app: Any, host: str, port: int, log_level: str) -> uvicorn.Config:
+    # No access log: a line for each request takes time that a score has not, and the metrics count requests.
+    return uvicorn.Config(
+        app,
+        host,
+        port,
+        log_level=log_level,
+        access_log=False,
+        ws="none",
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as cause:
+        listening.close()
+        raise ServerNotStarted(host, port, f"it cannot be bound ({cause})") from cause
+    return listening
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
