@@ -217,13 +217,12 @@ def serve(
 
     Example: isochron serve --model demo/models --port 8000
     """
-    from serving.app import create_app
-    from serving.decision_log import DecisionLog
-    from serving.server import run
-
     from feature_store import FeatureLayer
     from feature_store.clock import SystemClock
     from models.booster import load
+    from serving.app import create_app
+    from serving.decision_log import DecisionLog
+    from serving.server import run
 
     clock = SystemClock()
     with FeatureLayer(repo, clock=clock) as layer:

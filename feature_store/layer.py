@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -117,7 +118,7 @@ class FeatureLayer:
             raise RequestError(view.name, "is declared with online=False; declare it online to fill it")
         online = self.store.windowed(view)
         log = self._engine.event_log(view, view.reach(now - online.settle), until)
-        return online.bootstrap(log, now, (lambda done, of: progress(view.name, done, of)) if progress else None)
+        return online.bootstrap(log, now, until, (lambda done, of: progress(view.name, done, of)) if progress else None)
 
     def append_events(
         self, push_source: str, rows: pa.Table, partition: int = 0, offset: int | None = None
@@ -162,9 +163,10 @@ def _root_of(repo: Path) -> Path:
 def _load_definitions(config: RepoConfig) -> Definitions:
     """The compiled definitions; of another state of the registry, they are rebuilt from it (which imports Feast)."""
     if config.compiled.is_file() and config.registry.is_file():
-        compiled = Definitions.load(config.compiled)
-        if compiled.stamp == hashlib.sha256(config.registry.read_bytes()).hexdigest():
-            return compiled
+        stamp = hashlib.sha256(config.registry.read_bytes()).hexdigest()
+        with contextlib.suppress(ConfigError):  # one that cannot be read is of another version: rebuilt below
+            if (compiled := Definitions.load(config.compiled)).stamp == stamp:
+                return compiled
     from feature_store.adapters.feast.registry import compile_repository
 
     return compile_repository(config)

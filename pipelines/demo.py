@@ -21,9 +21,6 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from serving.app import create_app
-from serving.decision_log import DecisionLog, read_decisions
-from serving.server import running
 
 from datasets.fraud_generator import FraudProcess, generate
 from datasets.fraud_published import load_customers, load_published
@@ -37,6 +34,9 @@ from feature_store.retrieval.historical import write_parquet
 from feature_store.timestamps import DAY, MINUTE, arrow_micros, micros, moment
 from models.study import StudySplit
 from pipelines.train import Trained, save, spine_of, train_model
+from serving.app import create_app
+from serving.decision_log import DecisionLog, read_decisions
+from serving.server import running
 
 SERVICE = "fraud_v1"
 REPLAY_DAYS = 2

@@ -157,7 +157,7 @@ class _Routes:
 
     async def health(self) -> Response:
         served = {"model_version": self.predictor.model.version, "fingerprint": self.predictor.handle.fingerprint}
-        if not_ready := self.readiness.not_ready(self.clock.now()):
+        if not_ready := self.readiness.not_ready():
             return _json({"status": "not ready", "not_ready": not_ready, **served}, 503)
         return _json({"status": "ready", **served})
 

@@ -60,7 +60,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     `request` as it was validated, `event_time` aware; `as_of` and `logged_at` in microseconds since the epoch, UTC:
     when the features were read at, and when the decision was made. `features` and `statuses` hold every feature of the
     service by name; `unknown` says by view whether the store had nothing of the entity; `positions` by view the log
-    positions its values cover: (epoch, next offset) by partition. `fingerprint` is that of the features' definitions.
+    positions its values cover, (epoch, next offset) by partition, and `cuts` the generation they were folded in and
+    the event time up to which its bootstrap had read the log. `fingerprint` is that of the features' definitions.
     """
 
     decision_id: str
@@ -71,6 +72,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     statuses: dict[str, str]
     unknown: dict[str, bool]
     positions: dict[str, dict[int, tuple[int, int]]]
+    cuts: dict[str, tuple[int, int]]
     fingerprint: str
     model_version: str
     score: float

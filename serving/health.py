@@ -5,37 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from feature_store.definitions.view import StoredView, WindowedView
+from feature_store.definitions.view import StoredView
 from feature_store.errors import StoreNotReady
 from feature_store.layer import FeatureLayer
 from feature_store.retrieval.online import Prepared
+from feature_store.stores.online.store import OnlineStore
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """A read of one feature of each view, for a null key: it fetches nothing, but the view must be there."""
+    """The views that must be whole in the store, by name."""
 
-    probes: Mapping[str, Prepared]
+    store: OnlineStore
+    views: Mapping[str, StoredView]
 
     @classmethod
     def of(cls, layer: FeatureLayer, handle: Prepared) -> Readiness:
         """The readiness of the views behind a handle."""
-        views = {view.name: view for view, _ in handle.request.by_view()}
-        return cls({name: layer.prepare([f"{name}:{_any_feature(view)}"]) for name, view in views.items()})
+        return cls(layer.store, {view.name: view for view, _ in handle.request.by_view()})
 
-    def not_ready(self, now: int) -> dict[str, str]:
-        """Why each view that cannot answer cannot, by name; empty when all can. `now` in microseconds."""
-        return {name: reason for name, probe in self.probes.items() if (reason := _problem(probe, now))}
+    def not_ready(self) -> dict[str, str]:
+        """Why each view that cannot answer cannot, by name; empty when all can."""
+        return {name: reason for name, view in self.views.items() if (reason := self._problem(view))}
 
-
-def _any_feature(view: StoredView) -> str:
-    named = view.aggregations if isinstance(view, WindowedView) else view.features
-    return named[0].name
-
-
-def _problem(probe: Prepared, now: int) -> str | None:
-    try:
-        probe.read({key: [None] for key in probe.keys}, now)
-    except StoreNotReady as error:
-        return error.reason
-    return None
+    def _problem(self, view: StoredView) -> str | None:
+        try:
+            self.store.check(view)
+        except StoreNotReady as error:
+            return error.reason
+        return None

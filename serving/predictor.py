@@ -113,6 +113,7 @@ class Predictor:
             statuses={name: statuses[0].value for name, statuses in features.statuses.items()},
             unknown=unknown,
             positions={view: positions[0] for view, positions in features.positions.items()},
+            cuts={view: (generation.number, generation.cut) for view, generation in features.generations.items()},
             fingerprint=self.handle.fingerprint,
             model_version=self.model.version,
             score=score,
@@ -131,7 +132,7 @@ def _entities(customer: int, terminal: int, amount: float, time: dt.datetime) ->
 
 
 def _warning(key: str) -> str:
-    return f"{key} is unknown: no view has seen it, so it was scored on empty windows"
+    return f"{key} is unknown: no view holds anything of it, so it was scored on empty windows"
 
 
 def _check_model(model: FraudModel, handle: Prepared) -> None:

@@ -14,15 +14,18 @@ import pyarrow as pa
 
 from feature_store.definitions.repository import Request
 from feature_store.definitions.types import ValueType
-from feature_store.definitions.view import FeatureRef, OnDemandView, StoredView, WindowedView
+from feature_store.definitions.view import FeatureRef, OnDemandView, StoredView
 from feature_store.engines.engine import Engine, Spine
 from feature_store.errors import NotExactOnline, RequestError
 from feature_store.plan.historical import AsOfStage, plan_historical, working_name
 from feature_store.retrieval import on_demand
 from feature_store.stores.online.keys import entity_key
+from feature_store.stores.online.plain import PlainOnline
+from feature_store.stores.online.records import Generation
 from feature_store.stores.online.status import Status
 from feature_store.stores.online.store import OnlineStore
 from feature_store.stores.online.values import from_arrow
+from feature_store.stores.online.windowed import WindowedOnline
 from feature_store.timestamps import BEGINNING, micros, parse_time
 
 AsOf = int | dt.datetime | str | Sequence[Any] | np.ndarray
@@ -34,7 +37,8 @@ class OnlineFeatures:
 
     `statuses` by column and row; `as_of` the time of each row; `event_times` by column the event time of the stored
     row behind each value (BEGINNING where there is none, as for windows); `unknown` by view and row whether the store
-    holds nothing of the entity; `positions` by view and row the log positions the values cover.
+    holds nothing of the entity. What the values cover (the contract's R): `positions` by view and row the log
+    positions, `generations` by view the generation, whose cut says how far its bootstrap had read.
     """
 
     request: Request
@@ -45,6 +49,7 @@ class OnlineFeatures:
     event_times: dict[str, list[int]] = field(default_factory=dict)
     unknown: dict[str, list[bool]] = field(default_factory=dict)
     positions: dict[str, list[dict[int, tuple[int, int]]]] = field(default_factory=dict)
+    generations: dict[str, Generation] = field(default_factory=dict)
 
     def to_arrow(self) -> pa.Table:
         """Keys, then features, as an Arrow table."""
@@ -76,8 +81,8 @@ class Prepared:
     history: Engine | None = None
 
     @cached_property
-    def _groups(self) -> list[tuple[StoredView, list[FeatureRef]]]:
-        return self.request.by_view()
+    def _groups(self) -> list[tuple[WindowedOnline | PlainOnline, list[FeatureRef]]]:
+        return [(self.store.view(view), refs) for view, refs in self.request.by_view()]
 
     @cached_property
     def keys(self) -> dict[str, ValueType]:
@@ -111,8 +116,8 @@ class Prepared:
         given = {name: _request_column(name, entities, t, rows) for name, t in self.request_fields.items()}
         answer = _Answer(self, times, keys)
         with self.store.backend.reading() as txn:
-            for view, refs in self._groups:
-                answer.fetch(txn, view, refs)
+            for stored, refs in self._groups:
+                answer.fetch(txn, stored, refs)
         for on_demand_view in self.request.on_demand:
             answer.compute(on_demand_view, given, rows)
         return answer.result()
@@ -128,21 +133,24 @@ class _Answer:
         self._event_times: dict[str, list[int]] = {}
         self._unknown: dict[str, list[bool]] = {}
         self._positions: dict[str, list[dict[int, tuple[int, int]]]] = {}
+        self._generations: dict[str, Generation] = {}
 
-    def fetch(self, txn: Any, view: StoredView, refs: list[FeatureRef]) -> None:
+    def fetch(self, txn: Any, stored: WindowedOnline | PlainOnline, refs: list[FeatureRef]) -> None:
         """Reads one view's features for all rows."""
+        view = stored.view
         key_names = [key.name for key in view.keys]
         entities = self._entities(view, refs[0])
         wanted = [ref.feature for ref in refs if ref.feature not in key_names]
-        if isinstance(view, WindowedView):
-            read = self._prepared.store.windowed(view).read(txn, wanted, entities, self._times)
+        if isinstance(stored, WindowedOnline):
+            read = stored.read(txn, wanted, entities, self._times)
             statuses: list[Status | None] = [None] * len(entities)
             event_times = [BEGINNING] * len(entities)
             self._unknown[refs[0].shown_as] = (~read.known).tolist()
             self._positions[refs[0].shown_as] = read.positions
+            self._generations[refs[0].shown_as] = read.generation
             values, exact_from = read.values, read.exact_from
         else:
-            plain = self._prepared.store.plain(view).read(txn, wanted, entities, self._times)
+            plain = stored.read(txn, wanted, entities, self._times)
             statuses, event_times, values, exact_from = (
                 plain.statuses,
                 plain.event_times,
@@ -211,7 +219,15 @@ class _Answer:
             ]
             event_times[column] = self._event_times[name]
         return OnlineFeatures(
-            request, self._keys, columns, statuses, self._times, event_times, self._unknown, self._positions
+            request,
+            self._keys,
+            columns,
+            statuses,
+            self._times,
+            event_times,
+            self._unknown,
+            self._positions,
+            self._generations,
         )
 
 

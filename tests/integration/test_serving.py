@@ -748,6 +748,7 @@ DECISION = Decision(
     statuses={"null": "NULL_VALUE"},
     unknown={"view": False},
     positions={"view": {0: (0, 2**63), 2**32 - 1: (1, 0)}, "other": {}},
+    cuts={"view": (1, OPENED)},
     fingerprint="f00d",
     model_version="m1",
     score=0.1 + 0.2,

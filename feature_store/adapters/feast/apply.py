@@ -37,4 +37,5 @@ def apply(repo: Path) -> Definitions:
 
 def _feast(root: Path, command: str) -> None:
     with contextlib.redirect_stdout(None):
-        feast_cli.main(["--chdir", str(root), command, "--skip-source-validation"], standalone_mode=False)
+        arguments = ["--chdir", str(root), "--log-level", "error", command, "--skip-source-validation"]
+        feast_cli.main(arguments, standalone_mode=False)

@@ -107,7 +107,7 @@ class IsochronEngine(ComputeEngine):
             store.plain(view).write(engine.newest_rows(view, start, end, now), now)
         else:
             online = store.windowed(view)
-            online.bootstrap(engine.event_log(view, view.reach(now - online.settle), end + 1), now)
+            online.bootstrap(engine.event_log(view, view.reach(now - online.settle), end + 1), now, end + 1)
         if bar is not None:
             bar.update(1)
             bar.close()

@@ -13,7 +13,7 @@ from feature_store.definitions.columns import typed
 from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import WindowedView
 from feature_store.errors import ColumnError, RequestError
-from feature_store.timestamps import BEGINNING, HOUR, arrow_micros, iso
+from feature_store.timestamps import BEGINNING, END, HOUR, arrow_micros, iso
 
 #: How far ahead of its append time an event may be dated.
 MOST_AHEAD = HOUR
@@ -35,6 +35,8 @@ def admit(view: WindowedView, rows: pa.Table, appended_at: int) -> Admitted:
     """
     keys = {key.name: _present(_column(view, rows, key.name, key.type), key.name) for key in view.keys}
     times = np.asarray(_present(_micros(view, rows, view.source.timestamp_field), view.source.timestamp_field))
+    if len(times) and int(times.max()) > END - view.source.delay:
+        raise RequestError(view.source.timestamp_field, "holds a time beyond the calendar")
     times = times + view.source.delay
     if late := np.flatnonzero(times > appended_at + MOST_AHEAD).tolist():
         raise RequestError(
@@ -61,10 +63,12 @@ def admit(view: WindowedView, rows: pa.Table, appended_at: int) -> Admitted:
 def _physical(view: WindowedView, rows: pa.Table, name: str) -> pa.ChunkedArray:
     physical = view.source.physical(name)
     mapped = view.source.field_mapping.get(physical, physical)
-    for candidate in (physical, mapped):
-        if candidate in rows.column_names:
-            return rows[candidate]
-    raise RequestError(physical, f"is missing; view '{view.name}' needs it. There are: {', '.join(rows.column_names)}")
+    given = [name for name in dict.fromkeys((physical, mapped)) if name in rows.column_names]
+    if len(given) == 2:
+        raise RequestError(physical, f"is given twice, also as '{mapped}'; send one of them")
+    if given:
+        return rows[given[0]]
+    raise RequestError(physical, f"is missing; view '{view.name}' needs it; there are: {', '.join(rows.column_names)}")
 
 
 def _column(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:
@@ -72,7 +76,7 @@ def _column(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) ->
     try:
         return typed(column, wanted, f"column '{name}'")
     except ColumnError as error:
-        raise RequestError(name, f"is refused: {error}") from error
+        raise RequestError(name, f"is refused: {str(error).rstrip('.')}") from error
 
 
 def _counted(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:

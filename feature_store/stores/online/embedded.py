@@ -33,6 +33,11 @@ class Snapshot:
         value = self._transaction.get(key)
         return None if value is None else bytes(value)
 
+    def first_from(self, key: bytes) -> bytes | None:
+        """The first key that is not before this one."""
+        cursor = self._transaction.cursor()
+        return bytes(cursor.key()) if cursor.set_range(key) else None
+
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """The keys that start with a prefix, in order, with their values."""
         cursor = self._transaction.cursor()

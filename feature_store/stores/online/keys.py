@@ -23,6 +23,9 @@ from feature_store.errors import ConfigError
 
 VERSION = b"\x01"
 BUCKETS = 256
+
+#: Kinds of values that belong to one generation of a view: bucket records, staircases, heads, plain rows.
+KINDS = (b"B", b"S", b"H", b"P")
 LONGEST_KEY = 511
 _LONGEST_NAME = 120
 
@@ -55,7 +58,7 @@ def _name(text: str) -> bytes:
 
 def project_prefixes(project: str) -> list[bytes]:
     """What the keys of one project start with, for every kind."""
-    return [VERSION + kind + _name(project) for kind in (b"G", b"B", b"S", b"H", b"P")]
+    return [VERSION + kind + _name(project) for kind in (b"G", *KINDS)]
 
 
 def generation_key(project: str, view: str) -> bytes:
@@ -71,8 +74,13 @@ class Keyspace:
     view: str
     generation: int
 
+    def every_generation(self, kind: bytes) -> bytes:
+        """What the keys of a kind start with, in all generations of the view."""
+        return VERSION + kind + _name(self.project) + _name(self.view)
+
     def prefix(self, kind: bytes) -> bytes:
-        return VERSION + kind + _name(self.project) + _name(self.view) + struct.pack(">I", self.generation)
+        """What the keys of a kind start with, in this generation."""
+        return self.every_generation(kind) + struct.pack(">I", self.generation)
 
     def bucket(self, bucket: int) -> bytes:
         return self.prefix(b"B") + bytes([bucket])

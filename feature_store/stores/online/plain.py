@@ -27,7 +27,14 @@ from feature_store.definitions.view import PlainView
 from feature_store.errors import CorruptState, StoreNotReady
 from feature_store.stores.online.embedded import EmbeddedBackend, Snapshot, Transaction
 from feature_store.stores.online.keys import BUCKETS, Keyspace, bucket_of, entity_key, generation_key
-from feature_store.stores.online.records import Bucket, Generation
+from feature_store.stores.online.records import (
+    Bucket,
+    Generation,
+    bucket_record,
+    delete_others,
+    generation_of,
+    next_number,
+)
 from feature_store.stores.online.status import Status
 from feature_store.stores.online.values import from_arrow, is_variable, to_arrow
 from feature_store.timestamps import BEGINNING
@@ -181,14 +188,7 @@ class PlainOnline:
     def replace(self, table: pa.Table, now: int) -> int:
         """Replaces the view's rows by a table's (keys, `__time`, `__created`, features); how many entities."""
         with self.backend.writing() as txn:
-            old = txn.get(generation_key(self.project, self.view.name))
-            before = Generation.decode(old).number if old else 0
-            self._start(txn, before + 1)
-            entities = self._write(txn, before + 1, table, now)
-            space = Keyspace(self.project, self.view.name, before)
-            for kind in (b"B", b"P"):
-                txn.delete_prefix(space.prefix(kind))
-        return entities
+            return self._write(txn, self._start(txn), table, now)
 
     def write(self, table: pa.Table, now: int) -> int:
         """Adds rows: the newer event time wins, then the newer created time, then the greater values; how many keys.
@@ -196,21 +196,21 @@ class PlainOnline:
         Rows later than `now` wait beside the current one. All rows are written, or none.
         """
         with self.backend.writing() as txn:
-            record = txn.get(generation_key(self.project, self.view.name))
-            generation = Generation.decode(record) if record else None
-            if generation is None or generation.fingerprint != self.view.fingerprint:
-                number = generation.number + 1 if generation else 1
-                self._start(txn, number)
-            else:
-                number = generation.number
+            try:
+                number = generation_of(txn, self.project, self.view).number
+            except StoreNotReady:
+                number = self._start(txn)
             return self._write(txn, number, table, now)
 
-    def _start(self, txn: Transaction, number: int) -> None:
-        space = Keyspace(self.project, self.view.name, number)
-        txn.delete_prefix(space.prefix(b"P"))
+    def _start(self, txn: Transaction) -> int:
+        """Begins a new, empty generation in the place of all others, and returns its number."""
+        space = Keyspace(self.project, self.view.name, next_number(txn, self.project, self.view.name))
+        delete_others(txn, space)
         for bucket in range(BUCKETS):
             txn.put(space.bucket(bucket), Bucket(BEGINNING).encode())
-        txn.put(generation_key(self.project, self.view.name), Generation(number, self.view.fingerprint).encode())
+        record = Generation(space.generation, self.view.fingerprint)
+        txn.put(generation_key(self.project, self.view.name), record.encode())
+        return space.generation
 
     def _write(self, txn: Transaction, number: int, table: pa.Table, now: int) -> int:
         space = Keyspace(self.project, self.view.name, number)
@@ -241,13 +241,7 @@ class PlainOnline:
         self, txn: Snapshot, names: Sequence[str], entities: Sequence[bytes | None], times: np.ndarray
     ) -> PlainRead:
         """The named features of each entity (None: a null key, never found) as of its time."""
-        record = txn.get(generation_key(self.project, self.view.name))
-        if record is None:
-            raise StoreNotReady(self.view.name, "it was never filled")
-        generation = Generation.decode(record)
-        if generation.fingerprint != self.view.fingerprint:
-            raise StoreNotReady(self.view.name, "it was filled for another definition of this view")
-        space = Keyspace(self.project, self.view.name, generation.number)
+        space = Keyspace(self.project, self.view.name, generation_of(txn, self.project, self.view).number)
         found = [self._find(txn, space, e, t) for e, t in zip(entities, times.tolist(), strict=True)]
         index = {f.name: i for i, f in enumerate(self.view.features)}
         values = {
@@ -263,8 +257,7 @@ class PlainOnline:
         """The row as of a time, a status for all its features (None: look at each value), and exact from when."""
         if entity is None:
             return None, Status.NOT_FOUND, BEGINNING
-        if txn.get(space.bucket(bucket_of(entity))) is None:
-            raise StoreNotReady(self.view.name, f"bucket {bucket_of(entity)} is missing")
+        bucket_record(txn, space, bucket_of(entity))
         stored = txn.get(space.entity(b"P", entity))
         if stored is None:
             return None, Status.NOT_FOUND, BEGINNING

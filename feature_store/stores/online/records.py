@@ -7,22 +7,29 @@ never an empty window.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import msgspec
 
-from feature_store.errors import CorruptState
+from feature_store.definitions.view import StoredView
+from feature_store.errors import CorruptState, StoreNotReady
+from feature_store.stores.online.embedded import Snapshot, Transaction
+from feature_store.stores.online.keys import BUCKETS, KINDS, Keyspace, generation_key
+from feature_store.timestamps import BEGINNING
 
 
 class Generation(msgspec.Struct, frozen=True, array_like=True):
     """Which generation of a view readers use.
 
-    `number` is part of its keys; `fingerprint` that of the definition it was filled for; `partitions` maps a log
-    partition to (epoch, next offset), the positions folded so far.
+    `number` is part of its keys; `fingerprint` that of the definition it was filled for; `cut` the event time
+    (microseconds) up to which its bootstrap folded the event log; `partitions` maps a log partition to (epoch, next
+    offset), the positions folded since.
     """
 
     number: int
     fingerprint: str
+    cut: int = BEGINNING
     partitions: dict[int, tuple[int, int]] = {}
 
     def encode(self) -> bytes:
@@ -34,6 +41,56 @@ class Generation(msgspec.Struct, frozen=True, array_like=True):
             return msgspec.msgpack.decode(data, type=cls)
         except msgspec.MsgspecError as error:
             raise CorruptState(f"a generation record cannot be read ({error}); bootstrap the view again.") from error
+
+
+def next_number(txn: Snapshot, project: str, view: str) -> int:
+    """The number of a view's next generation: above every one that any key in the store carries."""
+    space = Keyspace(project, view, 0)
+    return max((number for kind in KINDS for number in _numbers(txn, space, kind)), default=0) + 1
+
+
+def delete_others(txn: Transaction, space: Keyspace) -> None:
+    """Deletes the values of every other generation of a view, whatever wrote them."""
+    for kind in KINDS:
+        for number in list(_numbers(txn, space, kind)):
+            if number != space.generation:
+                txn.delete_prefix(Keyspace(space.project, space.view, number).prefix(kind))
+
+
+def _numbers(txn: Snapshot, space: Keyspace, kind: bytes) -> Iterator[int]:
+    """The generations of which the store holds keys of a kind: one look-up each."""
+    prefix = space.every_generation(kind)
+    key = txn.first_from(prefix)
+    while key is not None and key.startswith(prefix):
+        number = int.from_bytes(key[len(prefix) : len(prefix) + 4], "big")
+        yield number
+        key = txn.first_from(Keyspace(space.project, space.view, number + 1).prefix(kind))
+
+
+def generation_of(txn: Snapshot, project: str, view: StoredView) -> Generation:
+    """The generation of a view that readers use. Raises StoreNotReady when there is none for this definition."""
+    record = txn.get(generation_key(project, view.name))
+    if record is None:
+        raise StoreNotReady(view.name, "it was never filled")
+    generation = Generation.decode(record)
+    if generation.fingerprint != view.fingerprint:
+        raise StoreNotReady(view.name, "it was filled for another definition of this view")
+    return generation
+
+
+def bucket_record(txn: Snapshot, space: Keyspace, bucket: int) -> Bucket:
+    """One bucket's record. Raises StoreNotReady when it is missing: the store lost a part of the view."""
+    record = txn.get(space.bucket(bucket))
+    if record is None:
+        raise StoreNotReady(space.view, f"bucket {bucket} is missing")
+    return Bucket.decode(record)
+
+
+def check_ready(txn: Snapshot, project: str, view: StoredView) -> None:
+    """Raises StoreNotReady unless every record that reads of this view need is there."""
+    space = Keyspace(project, view.name, generation_of(txn, project, view).number)
+    for bucket in range(BUCKETS):
+        bucket_record(txn, space, bucket)
 
 
 _HEADER = struct.Struct("<2sBBIqH")

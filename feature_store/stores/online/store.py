@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from feature_store.definitions.view import PlainView, WindowedView
+from feature_store.definitions.view import PlainView, StoredView, WindowedView
 from feature_store.stores.online.embedded import EmbeddedBackend
-from feature_store.stores.online.keys import Keyspace, generation_key, project_prefixes
+from feature_store.stores.online.keys import KINDS, Keyspace, generation_key, project_prefixes
 from feature_store.stores.online.plain import PlainOnline
-from feature_store.stores.online.records import Generation
+from feature_store.stores.online.records import check_ready
 from feature_store.stores.online.windowed import SETTLE, WindowedOnline
 
 
@@ -26,18 +26,22 @@ class OnlineStore:
     def plain(self, view: PlainView) -> PlainOnline:
         return PlainOnline(self.backend, self.project, view)
 
+    def view(self, view: StoredView) -> WindowedOnline | PlainOnline:
+        return self.windowed(view) if isinstance(view, WindowedView) else self.plain(view)
+
+    def check(self, view: StoredView) -> None:
+        """Raises StoreNotReady unless all records that reads of a view need are there."""
+        with self.backend.reading() as txn:
+            check_ready(txn, self.project, view)
+
     def delete_view(self, name: str) -> None:
-        """Forgets a view: its generation record first, so that readers never see half of it."""
+        """Forgets a view, in all its generations."""
         if not self.backend.exists():
             return
         with self.backend.writing() as txn:
-            record = txn.get(generation_key(self.project, name))
-            if record is None:
-                return
             txn.delete(generation_key(self.project, name))
-            space = Keyspace(self.project, name, Generation.decode(record).number)
-            for kind in (b"B", b"S", b"H", b"P"):
-                txn.delete_prefix(space.prefix(kind))
+            for kind in KINDS:
+                txn.delete_prefix(Keyspace(self.project, name, 0).every_generation(kind))
 
     def delete_project(self) -> None:
         """Forgets every view of this project, and of no other."""

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -18,11 +19,18 @@ from feature_store.aggregations.measures import State, combine
 from feature_store.definitions.aggregation import Aggregation
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
-from feature_store.errors import PositionGap, StoreNotReady
+from feature_store.errors import PositionGap, RequestError
 from feature_store.stores.online.embedded import EmbeddedBackend, Snapshot, Transaction
 from feature_store.stores.online.head import HeadCodec, rows_of
-from feature_store.stores.online.keys import BUCKETS, Keyspace, bucket_of, entity_key, generation_key
-from feature_store.stores.online.records import Bucket, Generation
+from feature_store.stores.online.keys import BUCKETS, KINDS, Keyspace, bucket_of, entity_key, generation_key
+from feature_store.stores.online.records import (
+    Bucket,
+    Generation,
+    bucket_record,
+    delete_others,
+    generation_of,
+    next_number,
+)
 from feature_store.stores.online.staircase import Base, Ordered, StaircaseCodec, newest, present_first
 from feature_store.stores.online.values import from_arrow, to_arrow
 from feature_store.timestamps import BEGINNING, SECOND
@@ -45,13 +53,15 @@ class WindowedRead:
     """What the store holds of some entities, as of a time each.
 
     `values` by aggregation name; `known` whether the entity has any event here; `exact_from` the earliest time its
-    state can answer exactly; `positions` per entity the log positions its bucket has folded.
+    state can answer exactly; `positions` per entity the log positions its bucket has folded since the bootstrap of
+    this `generation`.
     """
 
     values: dict[str, pa.Array]
     known: np.ndarray
     exact_from: np.ndarray
     positions: list[dict[int, tuple[int, int]]]
+    generation: Generation
 
 
 @dataclass(frozen=True)
@@ -84,19 +94,18 @@ class WindowedOnline:
 
     # -- filling ------------------------------------------------------------------------------------------------
 
-    def bootstrap(self, log: EventLog, now: int, progress: Progress | None = None) -> int:
+    def bootstrap(self, log: EventLog, now: int, until: int, progress: Progress | None = None) -> int:
         """Replaces the view's state by the fold of an event log and says how many entities it has.
 
-        `now` is the writer's clock: events before `now - settle` are settled into staircases, later ones stay raw. A
-        new generation is filled beside the old one and readers switch in one transaction, so a failure leaves what
-        was there.
+        `now` is the writer's clock: events before `now - settle` are settled into staircases, later ones stay raw;
+        `until` is the event time up to which the log was read. A new generation is filled beside the old one and
+        readers switch in one transaction, so a failure leaves what was there.
         """
         exact_from = now - self.settle
         with self.backend.writing() as txn:
-            number = self._next_number(txn)
-            txn.delete_prefix(Keyspace(self.project, self.view.name, number).prefix(b"S"))
-            txn.delete_prefix(Keyspace(self.project, self.view.name, number).prefix(b"H"))
-        space = Keyspace(self.project, self.view.name, number)
+            space = Keyspace(self.project, self.view.name, next_number(txn, self.project, self.view.name))
+            for kind in KINDS:  # what an earlier bootstrap left when it was ended half-way
+                txn.delete_prefix(space.prefix(kind))
         entities = [entity_key(values) for values in _key_rows(log.keys, self.view)]
         bases, heads = self._fold(log.events, exact_from)
         for low in range(0, len(entities), _CHUNK):
@@ -108,7 +117,7 @@ class WindowedOnline:
                         txn.put(space.entity(b"H", entities[i]), heads[i])
             if progress:
                 progress(min(low + _CHUNK, len(entities)), len(entities))
-        self._switch(space, exact_from)
+        self._switch(space, exact_from, until)
         return len(entities)
 
     def _fold(self, events: Events, exact_from: int) -> tuple[list[Base], list[bytes]]:
@@ -118,21 +127,13 @@ class WindowedOnline:
         heads = [b"".join(rows[a:b]) for a, b in pairwise(offsets)]
         return self._codec.build(settled, exact_from), heads
 
-    def _next_number(self, txn: Snapshot) -> int:
-        record = txn.get(generation_key(self.project, self.view.name))
-        return Generation.decode(record).number + 1 if record else 1
-
-    def _switch(self, space: Keyspace, exact_from: int) -> None:
+    def _switch(self, space: Keyspace, exact_from: int, until: int) -> None:
         with self.backend.writing() as txn:
-            key = generation_key(self.project, self.view.name)
-            old = txn.get(key)
             for bucket in range(BUCKETS):
                 txn.put(space.bucket(bucket), Bucket(exact_from).encode())
-            txn.put(key, Generation(space.generation, self.view.fingerprint).encode())
-            if old:
-                before = Keyspace(self.project, self.view.name, Generation.decode(old).number)
-                for kind in (b"B", b"S", b"H"):
-                    txn.delete_prefix(before.prefix(kind))
+            record = Generation(space.generation, self.view.fingerprint, until)
+            txn.put(generation_key(self.project, self.view.name), record.encode())
+            delete_others(txn, space)
 
     # -- appending ----------------------------------------------------------------------------------------------
 
@@ -152,7 +153,8 @@ class WindowedOnline:
         events below the partition's next offset were folded before and change nothing; None appends at the next one.
         Raises PositionGap where events would be skipped, StoreNotReady before a bootstrap.
         """
-        generation = self.generation(txn)
+        generation = generation_of(txn, self.project, self.view)
+        _check_position(partition, offset)
         following = self._following(generation, partition, epoch, offset)
         first = following if offset is None else offset
         repeated = min(max(following - first, 0), len(events.times))
@@ -166,7 +168,7 @@ class WindowedOnline:
         for entity, row in zip(entities, self._head.encode(rows_of(events, self._types, fresh)), strict=True):
             grouped.setdefault(entity, []).append(row)
         for bucket in {bucket_of(entity) for entity in grouped}:
-            record = self._bucket(txn, space, bucket)
+            record = bucket_record(txn, space, bucket)
             moved = Bucket(record.exact_from, record.fence, {**record.partitions, partition: (epoch, after)})
             txn.put(space.bucket(bucket), moved.encode())
         for entity, rows in grouped.items():
@@ -174,7 +176,7 @@ class WindowedOnline:
         partitions = {**generation.partitions, partition: (epoch, after)}
         txn.put(
             generation_key(self.project, self.view.name),
-            Generation(generation.number, generation.fingerprint, partitions).encode(),
+            msgspec.structs.replace(generation, partitions=partitions).encode(),
         )
         return Appended(len(fresh), repeated, after)
 
@@ -199,7 +201,7 @@ class WindowedOnline:
         """Folds settled head rows into the entity's staircase and returns the rows that stay raw."""
         stored = txn.get(space.entity(b"S", entity))
         base = self._codec.decode(stored) if stored else None
-        floor = base.exact_from if base else self._bucket(txn, space, bucket_of(entity)).exact_from
+        floor = base.exact_from if base else bucket_record(txn, space, bucket_of(entity)).exact_from
         rows = self._head.split(head)
         times = self._head.times(head)
         cut = max(floor, now - self.settle)
@@ -214,27 +216,12 @@ class WindowedOnline:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def generation(self, txn: Snapshot) -> Generation:
-        """The generation readers use. Raises StoreNotReady when there is none for this definition."""
-        record = txn.get(generation_key(self.project, self.view.name))
-        if record is None:
-            raise StoreNotReady(self.view.name, "it was never filled")
-        generation = Generation.decode(record)
-        if generation.fingerprint != self.view.fingerprint:
-            raise StoreNotReady(self.view.name, "it was filled for another definition of this view")
-        return generation
-
-    def _bucket(self, txn: Snapshot, space: Keyspace, bucket: int) -> Bucket:
-        record = txn.get(space.bucket(bucket))
-        if record is None:
-            raise StoreNotReady(self.view.name, f"bucket {bucket} is missing")
-        return Bucket.decode(record)
-
     def read(
         self, txn: Snapshot, names: Iterable[str], entities: Sequence[bytes | None], times: np.ndarray
     ) -> WindowedRead:
         """The named aggregations for each entity (None: a null key, which has no events) as of its time."""
-        space = Keyspace(self.project, self.view.name, self.generation(txn).number)
+        generation = generation_of(txn, self.project, self.view)
+        space = Keyspace(self.project, self.view.name, generation.number)
         bases: list[Base | None] = []
         heads: list[bytes | None] = []
         exact_from: list[int] = []
@@ -246,7 +233,7 @@ class WindowedOnline:
                 exact_from.append(BEGINNING)
                 positions.append({})
                 continue
-            record = self._bucket(txn, space, bucket_of(entity))
+            record = bucket_record(txn, space, bucket_of(entity))
             stored = txn.get(space.entity(b"S", entity))
             bases.append(self._codec.decode(stored) if stored else None)
             heads.append(txn.get(space.entity(b"H", entity)))
@@ -256,7 +243,7 @@ class WindowedOnline:
         known = np.array([b is not None or bool(h) for b, h in zip(bases, heads, strict=True)], bool)
         wanted = [self.view.aggregation(name) for name in names]
         values = _Reading(self._codec, bases, self._head.events(heads), times).values(wanted)
-        return WindowedRead(values, known, np.array(exact_from, np.int64), positions)
+        return WindowedRead(values, known, np.array(exact_from, np.int64), positions, generation)
 
 
 @dataclass(frozen=True)
@@ -331,6 +318,13 @@ class _Reading:
         settled = base.lasts[a.column] if base else Ordered([], [], [])
         inside = [i for i, time in enumerate(settled.times) if tail is None or time >= tail]
         return newest(settled.at(inside), raw, n).values
+
+
+def _check_position(partition: int, offset: int | None) -> None:
+    if not 0 <= partition < 2**32:
+        raise RequestError("partition", f"is {partition}, not a number from 0 to 4,294,967,295")
+    if offset is not None and not 0 <= offset < 2**63:
+        raise RequestError("offset", f"is {offset}, not a number from 0 on")
 
 
 def _raw_values(events: Events, fold: ColumnFold, rows: np.ndarray) -> Ordered:

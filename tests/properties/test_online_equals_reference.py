@@ -1,0 +1,890 @@
+"""The online store against the slow obvious truth: reads interleaved with bootstraps, appends and compactions."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from feature_store.aggregations.events import Events
+from feature_store.aggregations.reference import Event
+from feature_store.definitions.types import ValueType
+from feature_store.definitions.view import Field, PlainView, WindowedView
+from feature_store.engines.duckdb.engine import DuckDBEngine
+from feature_store.engines.engine import EventLog
+from feature_store.engines.stream.admission import admit
+from feature_store.errors import NotExactOnline, PositionGap, StoreNotReady
+from feature_store.retrieval.historical import retrieve
+from feature_store.retrieval.online import Prepared
+from feature_store.stores.online import windowed as windowed_module
+from feature_store.stores.online.embedded import EmbeddedBackend, Snapshot, Transaction
+from feature_store.stores.online.keys import Keyspace, bucket_of, entity_key
+from feature_store.stores.online.plain import PlainOnline
+from feature_store.stores.online.staircase import Base
+from feature_store.stores.online.status import Status
+from feature_store.stores.online.store import OnlineStore
+from feature_store.stores.online.values import from_arrow
+from feature_store.stores.online.windowed import Appended, WindowedOnline, WindowedRead
+from feature_store.testing import Mismatch, assert_features_equal, mismatches
+from feature_store.testing.event_logs import (
+    ANCHORS,
+    KEY_VALUES,
+    Layout,
+    Log,
+    LogRow,
+    random_value,
+    values_array,
+    values_of,
+)
+from feature_store.testing.views import (
+    COLUMNS,
+    KEYS,
+    aggregation,
+    aggregation_sets,
+    definitions,
+    every_aggregation,
+    expected_table,
+    hops,
+    inside,
+    newest_row,
+    windowed,
+)
+from feature_store.timestamps import BEGINNING, DAY, END, HOUR, MINUTE, SECOND
+
+#: How many times as many examples to try. At 1 every run tries the same ones; above it they are drawn anew.
+MORE = int(os.environ.get("ISOCHRON_EXAMPLES", "1"))
+
+
+def examples(count: int) -> settings:
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    slow.append(HealthCheck.function_scoped_fixture)
+    return settings(max_examples=count * MORE, derandomize=MORE == 1, deadline=None, suppress_health_check=slow)
+
+
+NOON = ANCHORS[0] + 12 * HOUR
+KEY = (Field("customer", ValueType.INT64),)
+TEXT_KEYS = (Field("a", ValueType.STRING), Field("b", ValueType.STRING))
+
+_projects = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackend]:
+    """One store file for all examples; each takes a project of its own."""
+    opened = EmbeddedBackend(tmp_path_factory.mktemp("online"))
+    yield opened
+    opened.close()
+
+
+def project() -> str:
+    return f"project_{next(_projects)}"
+
+
+@contextlib.contextmanager
+def log_on_disk(log: Log) -> Iterator[DuckDBEngine]:
+    with tempfile.TemporaryDirectory() as root:
+        log.write(Path(root) / "log")
+        with contextlib.closing(DuckDBEngine(Path(root))) as engine:
+            yield engine
+
+
+def event_log(view: WindowedView, log: Log, start: int | None) -> EventLog:
+    """What a bootstrap reads: the log's files through the engine."""
+    with log_on_disk(log) as engine:
+        return engine.event_log(view, start, END)
+
+
+def encoded(view: WindowedView | PlainView, entity: tuple[Any, ...] | None) -> bytes | None:
+    """An entity's key as retrieval makes it; None where a key value is null."""
+    if entity is None or None in entity:
+        return None
+    arrays = [values_array([value], key.type) for value, key in zip(entity, view.keys, strict=True)]
+    return entity_key([from_arrow(a, k.type)[0] for a, k in zip(arrays, view.keys, strict=True)])
+
+
+class Stream:
+    """A store under test and, beside it, the records it was given: what every read is judged by.
+
+    `clock` is the writer's. `judge` compares every value of a read at any time with the reference over `folded`, but
+    for rows that the store itself says it cannot answer exactly; `ceiling` is how far it may say so.
+    """
+
+    def __init__(
+        self,
+        backend: EmbeddedBackend,
+        view: WindowedView,
+        log: Log,
+        *,
+        clock: int = NOON,
+        settle: int = MINUTE,
+        make: Callable[..., WindowedOnline] = WindowedOnline,
+        flags: bool = True,
+    ) -> None:
+        self.online = make(backend, project(), view, settle)
+        self.view, self.log, self.clock, self.settle, self.flags = view, log, clock, settle, flags
+        self.folded: list[LogRow] = []
+        self.appended: list[LogRow] = []
+        self.ceiling = BEGINNING
+        self.found: list[Mismatch] = []
+        self.judged = self.flagged = 0
+
+    # -- writing
+
+    def bootstrap(self, rows: Sequence[LogRow]) -> None:
+        log = self.log.subset(rows)
+        start = self.view.reach(self.clock - self.settle)
+        self.online.bootstrap(event_log(self.view, log, start), self.clock, END)
+        self.folded, self.appended = list(rows), []
+        self.ceiling = self.clock - self.settle
+
+    def append(self, rows: Sequence[LogRow], repeat: int = 0) -> Appended:
+        """Appends rows, the last `repeat` of those appended before once more in front of them."""
+        again = self.appended[len(self.appended) - repeat :] if repeat else []
+        offset = len(self.appended) - len(again)
+        admitted = admit(self.view, self.log.table(rows=[*again, *rows]), self.clock)
+        with self.online.backend.writing() as txn:
+            done = self.online.append(txn, admitted.keys, admitted.events, self.clock, 0, offset)
+        self.appended += rows
+        self.folded += rows
+        self.ceiling = max(self.ceiling, self.clock - self.settle)
+        assert done == Appended(len(rows), len(again), len(self.appended))
+        return done
+
+    # -- reading
+
+    def read(self, asked: Sequence[tuple[tuple[Any, ...] | None, int]], names: Sequence[str] = ()) -> WindowedRead:
+        with self.online.backend.reading() as txn:
+            return self.read_in(txn, asked, names)
+
+    def read_in(self, txn: Snapshot, asked: Sequence[tuple], names: Sequence[str] = ()) -> WindowedRead:
+        entities = [encoded(self.view, entity) for entity, _ in asked]
+        return self.online.read(txn, names or self.names, entities, np.array([t for _, t in asked], np.int64))
+
+    @property
+    def names(self) -> list[str]:
+        return [a.name for a in self.view.aggregations]
+
+    def events(self, entity: tuple[Any, ...] | None) -> list[Event]:
+        return [] if entity is None or None in entity else self.log.subset(self.folded).events(entity)
+
+    def judge(self, asked: Sequence[tuple[tuple[Any, ...] | None, int]]) -> None:
+        """Reads and compares; differences gather in `found`."""
+        if not asked:
+            return
+        read = self.read(asked)
+        self._check_beside(asked, read)
+        exact = [i for i, (_, t) in enumerate(asked) if t >= read.exact_from[i] or not self.flags]
+        self.judged, self.flagged = self.judged + len(exact), self.flagged + len(asked) - len(exact)
+        events = [self.events(asked[i][0]) for i in exact]
+        times = [asked[i][1] for i in exact]
+        self.found += mismatches(
+            pa.table({name: array.take(pa.array(exact, pa.int64())) for name, array in read.values.items()}),
+            expected_table(self.view, self.names, events, times),
+            aggregations=self.view.aggregations,
+            folded=lambda name, row: inside(events[row], self.view.aggregation(name), times[row]),
+        )
+
+    def _check_beside(self, asked: Sequence[tuple], read: WindowedRead) -> None:
+        """No time is refused that must be exact; entities never seen are unknown; positions are those appended."""
+        assert not self.flags or read.exact_from.max(initial=BEGINNING) <= self.ceiling
+        seen = {row.keys for row in self.folded}
+        touched = {bucket_of(encoded(self.view, row.keys) or b"") for row in self.appended}
+        for i, (entity, _) in enumerate(asked):
+            assert not read.known[i] or entity in seen
+            key = encoded(self.view, entity)
+            if key is not None and bucket_of(key) in touched:
+                assert 0 < read.positions[i][0][1] <= len(self.appended)
+
+    def check(self) -> None:
+        listed = "\n".join(map(str, self.found[:10]))
+        assert not self.found, f"{len(self.found)} of {self.judged} reads differ:\n{listed}"
+
+
+class Play:
+    """A random play over a stream: what comes, when, and who asks for what. One seed, one play."""
+
+    def __init__(self, rng: random.Random, stream: Stream, entities: int = 3) -> None:
+        self.rng, self.stream = rng, stream
+        self.keys = [tuple(rng.choice(KEY_VALUES[k.type]) for k in stream.view.keys) for _ in range(entities)]
+        self.steps = hops(stream.view.aggregations) or [SECOND]
+
+    def row(self, clock: int | None = None) -> LogRow:
+        """An event that happened just now, long ago, or will within the hour; on a hop's edge or beside it."""
+        clock = self.stream.clock if clock is None else clock
+        step = self.rng.choice(self.steps)
+        time = clock + self.rng.choice(
+            [0, -1, 1, -self.stream.settle, -self.rng.randrange(2 * MINUTE), -step, -3 * step]
+        )
+        time = self.rng.choice([time, time, clock + self.rng.randrange(HOUR + 1), time // step * step, self._known()])
+        created = self.rng.choice([None, time, clock])
+        values = {name: random_value(self.rng, t) for name, t in self.stream.log.columns.items()}
+        return LogRow(self.rng.choice(self.keys), min(time, clock + HOUR), created, values)
+
+    def rows(self, most: int) -> list[LogRow]:
+        return [self.row() for _ in range(self.rng.randrange(most + 1))]
+
+    def _known(self) -> int:
+        """The time of an event that is there already, or now."""
+        return (self.rng.choice(self.stream.folded).time if self.stream.folded else None) or self.stream.clock
+
+    def tick(self) -> None:
+        self.stream.clock += self.rng.choice([0, 0, 1, SECOND, 61 * SECOND, *self.steps])
+
+    def questions(self, count: int) -> list[tuple[tuple[Any, ...] | None, int]]:
+        """Reads at an event's own microsecond, where it leaves a window, around the clock, where exactness begins."""
+        asked: list[tuple[tuple[Any, ...] | None, int]] = []
+        for _ in range(count):
+            now, settle = self.stream.clock, self.stream.settle
+            near = [self._known(), self._known() + self.rng.choice(self.steps), now, now, now - settle, now + HOUR]
+            time = self.rng.choice(near) + self.rng.choice([0, 0, 1, -1])
+            step = self.rng.choice(self.steps)
+            time = self.rng.choice([time, time, time // step * step, now + self.rng.randrange(2 * step)])
+            entity = self.rng.choice([*self.keys, *self.keys, *self.keys, None])
+            unseen = tuple(self.rng.choice(KEY_VALUES[k.type]) for k in self.stream.view.keys)
+            asked.append((self.rng.choice([entity, entity, entity, unseen]), time))
+        return asked
+
+    def run(self, rounds: int, batch: int, reads: int) -> Stream:
+        """Bootstraps from some rows, then lets rounds of appends and reads follow."""
+        self.stream.bootstrap(self.rows(3 * batch))
+        self.stream.judge(self.questions(reads))
+        for _ in range(rounds):
+            self.tick()
+            repeat = self.rng.choice([0, 0, 1, 2])
+            self.stream.append(self.rows(batch), min(repeat, len(self.stream.appended)))
+            self.stream.judge(self.questions(reads))
+        self.stream.clock += self.rng.choice([0, MINUTE, *self.steps])
+        self.stream.judge(self.questions(reads))
+        return self.stream
+
+
+@contextlib.contextmanager
+def compacting(rows: int, longest: int = 1_024) -> Iterator[None]:
+    """Heads are compacted beyond so many rows, and settle early beyond `longest` past ones."""
+    with (
+        mock.patch.object(windowed_module, "COMPACT_ROWS", rows),
+        mock.patch.object(windowed_module, "LONGEST_HEAD", longest),
+    ):
+        yield
+
+
+def stream_over(backend: EmbeddedBackend, aggregations: Sequence[Any], keys: Sequence[Field], **how: Any) -> Stream:
+    columns = {a.column: COLUMNS[a.column] for a in aggregations if a.column != "*"}
+    log = Log(tuple(keys), columns, ())
+    return Stream(backend, windowed(aggregations, keys, Layout().source(log)), log, **how)
+
+
+# -- reads between writes ---------------------------------------------------------------------------------------------
+
+
+@examples(60)
+@given(
+    aggregations=aggregation_sets(most=6),
+    keys=st.sampled_from(KEYS),
+    rng=st.randoms(use_true_random=False),
+    compact=st.integers(0, 5),
+    settle=st.sampled_from([MINUTE, SECOND, 0]),
+)
+def test_every_read_between_writes_equals_the_reference_or_is_flagged(
+    backend: EmbeddedBackend, aggregations: tuple, keys: tuple, rng: random.Random, compact: int, settle: int
+) -> None:
+    stream = stream_over(backend, aggregations, keys, settle=settle)
+    with compacting(compact):
+        Play(rng, stream).run(rounds=4, batch=4, reads=5)
+    note(f"folded: {stream.folded}")
+    stream.check()
+
+
+WINDOWS = ((0, 0), (6 * SECOND, 2 * SECOND), (10 * SECOND, 5 * SECOND), (HOUR, 5 * MINUTE), (21 * MINUTE, 7 * MINUTE))
+LONG_WINDOWS = ((HOUR, 5 * MINUTE), (DAY, HOUR), (3 * DAY, 12 * HOUR), (30 * DAY, DAY))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_reads_over_many_compactions_equal_the_reference(backend: EmbeddedBackend, seed: int) -> None:
+    """Enough events an entity for dozens of compactions; windows whose hops coarsen with age, and one without end."""
+    rng = random.Random(seed)
+    windows = rng.sample(WINDOWS if seed % 2 else LONG_WINDOWS, 3)
+    picked = [a for a in every_aggregation(windows, COLUMNS) if rng.random() < 0.12]
+    stream = stream_over(backend, picked, KEYS[seed % len(KEYS)])
+    with compacting(3, longest=1_024 if seed % 3 else 4):
+        if seed % 3 == 0:
+            stream.ceiling = END  # heads settle early here, up to the writer's clock
+            stream.settle = stream.online.settle
+        play = Play(rng, stream, entities=2)
+        play.run(rounds=30, batch=8, reads=3)
+    assert stream.judged > 40
+    stream.check()
+
+
+def test_a_long_head_settles_up_to_the_clock_and_never_beyond(backend: EmbeddedBackend) -> None:
+    stream = stream_over(backend, [aggregation("count", "*", 10 * SECOND, SECOND, name="n")], KEY)
+    with compacting(3, longest=3):
+        stream.bootstrap([])
+        stream.append([LogRow((1,), NOON - 10 + i, None, {}) for i in range(8)] + [LogRow((1,), NOON + 5, None, {})])
+    read = stream.read([((1,), NOON), ((1,), NOON + 5), ((1,), NOON + 6), ((2,), NOON - 1)])
+    assert read.exact_from.tolist() == [NOON, NOON, NOON, NOON - MINUTE]
+    assert read.values["n"].to_pylist() == [8, 8, 9, 0]
+
+
+#   hop      |.........|.........|
+#   event              . e
+#   tiles              [--------------  all times of a hop look alike: e counts for a reader before it
+#   raw head             [------------  e counts from one microsecond after itself
+def test_reads_within_a_hop_of_an_event_do_not_see_the_future(backend: EmbeddedBackend) -> None:
+    stream = stream_over(backend, [aggregation("count", "*", HOUR, 5 * MINUTE, name="n")], KEY)
+    stream.bootstrap([LogRow((1,), NOON - 30 * SECOND, None, {})])
+    stream.append([LogRow((1,), NOON + shift, None, {}) for shift in (-1, 0, 1, HOUR)])
+    asked = [-30 * SECOND, -30 * SECOND + 1, -1, 0, 1, 2, HOUR, HOUR + 1]
+    read = stream.read([((1,), NOON + shift) for shift in asked])
+    assert read.values["n"].to_pylist() == [0, 1, 1, 2, 3, 4, 4, 5]
+    stream.judge([((1,), NOON + shift) for shift in asked])
+    stream.check()
+
+
+class SettlesAtOnce(WindowedOnline):
+    """A store without a raw head: every event goes into the staircase at once, whatever its time. It must be caught."""
+
+    def _fold(self, events: Events, exact_from: int) -> tuple[list[Base], list[bytes]]:
+        bases = self._codec.build(events, exact_from)
+        return bases, [b""] * len(bases)
+
+    def _extend(self, txn: Transaction, space: Keyspace, entity: bytes, rows: bytes, now: int) -> None:
+        stored = txn.get(space.entity(b"S", entity))
+        base = self._codec.decode(stored) if stored else None
+        merged = self._codec.merge(base, self._head.events([rows]), base.exact_from if base else now - self.settle)
+        txn.put(space.entity(b"S", entity), self._codec.encode(merged))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_store_without_a_raw_head_is_caught(backend: EmbeddedBackend, seed: int) -> None:
+    def play(make: Callable[..., WindowedOnline], flags: bool) -> Stream:
+        aggregations = every_aggregation([(HOUR, 5 * MINUTE)], {"real": ValueType.FLOAT64})
+        stream = stream_over(backend, aggregations, KEY, make=make, flags=flags)
+        return Play(random.Random(seed), stream).run(rounds=8, batch=4, reads=6)
+
+    play(WindowedOnline, flags=True).check()
+    assert len(play(SettlesAtOnce, flags=False).found) > 0
+
+
+# -- bootstrap --------------------------------------------------------------------------------------------------------
+
+
+@examples(30)
+@given(
+    aggregations=aggregation_sets(most=6),
+    keys=st.sampled_from(KEYS),
+    rng=st.randoms(use_true_random=False),
+    compact=st.integers(0, 5),
+)
+def test_bootstrap_to_a_cut_and_the_rest_appended_equals_bootstrap_of_all(
+    backend: EmbeddedBackend, aggregations: tuple, keys: tuple, rng: random.Random, compact: int
+) -> None:
+    parts, whole = (stream_over(backend, aggregations, keys) for _ in range(2))
+    play = Play(rng, parts)
+    rows = [play.row() for _ in range(rng.randrange(20))]
+    cut = rng.randrange(len(rows) + 1)
+    with compacting(compact):
+        parts.bootstrap(rows[:cut])
+        while cut < len(rows):
+            size = rng.randrange(1, 6)
+            parts.append(rows[cut : cut + size])
+            cut += size
+    whole.bootstrap(rows)
+    asked = [(e, max(t, parts.clock - parts.settle)) for e, t in play.questions(12)]
+    one, other = (pa.table(s.read(asked).values) for s in (parts, whole))
+    events = [parts.events(entity) for entity, _ in asked]
+    assert_features_equal(
+        one,
+        other,
+        aggregations=aggregations,
+        folded=lambda name, row: inside(events[row], parts.view.aggregation(name), asked[row][1]),
+    )
+
+
+@examples(15)
+@given(aggregations=aggregation_sets(most=4), rng=st.randoms(use_true_random=False))
+def test_a_time_before_what_the_store_holds_is_answered_from_history_or_refused(
+    backend: EmbeddedBackend, aggregations: tuple, rng: random.Random
+) -> None:
+    stream = stream_over(backend, aggregations, KEY)
+    play = Play(rng, stream)
+    rows = [play.row() for _ in range(12)]
+    stream.bootstrap(rows)
+    asked = [(e or (1,), t - rng.choice([0, HOUR, DAY])) for e, t in play.questions(8)]
+    entities, as_of = {"customer": [e[0] for e, _ in asked]}, [t for _, t in asked]
+    request = definitions(stream.view).resolve([f"view:{name}" for name in stream.names])
+    store = OnlineStore(backend, stream.online.project)
+    with log_on_disk(stream.log.subset(rows)) as engine:
+        answer = Prepared(request, store, engine).read(entities, as_of)
+    expected = expected_table(stream.view, stream.names, [stream.events(e) for e, _ in asked], as_of)
+    events = [stream.events(e) for e, _ in asked]
+    assert_features_equal(
+        pa.table(answer.columns),
+        expected,
+        aggregations=aggregations,
+        folded=lambda name, row: inside(events[row], stream.view.aggregation(name), as_of[row]),
+    )
+    for name, statuses in answer.statuses.items():
+        assert statuses == [
+            Status.NULL_VALUE if v is None else Status.PRESENT for v in answer.columns[name].to_pylist()
+        ]
+    if min(as_of) < NOON - MINUTE:
+        with pytest.raises(NotExactOnline, match=r"view 'view' cannot be read online as of .*the store is exact from"):
+            Prepared(request, store).read(entities, as_of)
+    else:
+        assert Prepared(request, store).read(entities, as_of).to_dict() == answer.to_dict()
+
+
+def counting(backend: EmbeddedBackend, **how: Any) -> Stream:
+    """A stream that counts and remembers, over one window and all of history."""
+    aggregations = [
+        aggregation("count", "*", name="all"),
+        aggregation("count", "*", HOUR, 5 * MINUTE, name="hour"),
+        aggregation("last_3", "whole", HOUR, 5 * MINUTE, name="last"),
+    ]
+    return stream_over(backend, aggregations, KEY, **how)
+
+
+def at(time: int, customer: int = 1, whole: int = 0) -> LogRow:
+    return LogRow((customer,), time, None, {"whole": whole})
+
+
+def contents(backend: EmbeddedBackend) -> dict[bytes, bytes]:
+    with backend.reading() as txn:
+        return dict(txn.scan(b""))
+
+
+def test_a_position_applied_twice_changes_nothing(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - HOUR)])
+    stream.append([at(NOON - 3), at(NOON - 2, 2), at(NOON - 1, 111)])
+    before = contents(backend)
+    for repeat in (3, 2, 1):
+        assert stream.append([], repeat) == Appended(0, repeat, 3)
+        assert contents(backend) == before
+    assert stream.append([at(NOON, 1)], repeat=2) == Appended(1, 2, 4)
+    stream.judge([((c,), NOON + 1) for c in (1, 2, 111)])
+    stream.check()
+
+
+def test_a_gap_is_refused_and_leaves_the_state_unchanged(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([])
+    stream.append([at(NOON - 2), at(NOON - 1)])
+    before = contents(backend)
+    rows = admit(stream.view, stream.log.table(rows=[at(NOON)]), NOON)
+    with (
+        pytest.raises(PositionGap, match=r"view 'view', partition 0: offset 3 was offered but 2 is next"),
+        backend.writing() as txn,
+    ):
+        stream.online.append(txn, rows.keys, rows.events, NOON, 0, 3)
+    with pytest.raises(PositionGap), backend.writing() as txn:
+        stream.online.append(txn, rows.keys, rows.events, NOON, 0, 2, epoch=1)
+    assert contents(backend) == before
+
+
+def test_partitions_have_positions_of_their_own(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([])
+    rows = admit(stream.view, stream.log.table(rows=[at(NOON - 2), at(NOON - 1)]), NOON)
+    with backend.writing() as txn:
+        done = [stream.online.append(txn, rows.keys, rows.events, NOON, p, o) for p, o in ((0, 0), (7, 40), (7, 40))]
+        done.append(stream.online.append(txn, rows.keys, rows.events, NOON, 7, None))
+    assert done == [Appended(2, 0, 2), Appended(2, 0, 42), Appended(0, 2, 42), Appended(2, 0, 44)]
+    read = stream.read([((1,), NOON)])
+    assert read.values["all"].to_pylist() == [6]
+    assert read.positions == [{0: (0, 2), 7: (0, 44)}]
+
+
+def test_a_batch_that_fails_half_way_leaves_the_state_unchanged(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - HOUR)])
+    before = contents(backend)
+    rows = admit(stream.view, stream.log.table(rows=[at(NOON - 2), at(NOON - 1, 2)]), NOON)
+    with contextlib.suppress(ZeroDivisionError), backend.writing() as txn:
+        stream.online.append(txn, rows.keys, rows.events, NOON, 0, 0)
+        raise ZeroDivisionError
+    assert contents(backend) == before
+
+
+def test_a_missing_bucket_is_not_ready_and_never_zeros(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - 1, 1), at(NOON - 1, 2)])
+    space = Keyspace(stream.online.project, "view", 1)
+    key = encoded(stream.view, (1,)) or b""
+    with backend.writing() as txn:
+        txn.delete(space.bucket(bucket_of(key)))
+    with pytest.raises(StoreNotReady, match=rf"view 'view': bucket {bucket_of(key)} is missing"):
+        stream.read([((1,), NOON)])
+    with pytest.raises(StoreNotReady, match="is missing"):
+        stream.append([at(NOON)])
+    assert stream.read([((2,), NOON)]).values["all"].to_pylist() == [1]
+
+
+def test_a_store_never_filled_or_filled_for_another_definition_is_not_ready(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    with pytest.raises(StoreNotReady, match="never filled"):
+        stream.read([((1,), NOON)])
+    stream.bootstrap([at(NOON - 1)])
+    other = windowed(stream.view.aggregations[:1], KEY, stream.view.source)
+    with pytest.raises(StoreNotReady, match="another definition"), backend.reading() as txn:
+        WindowedOnline(backend, stream.online.project, other).read(txn, ["all"], [b""], np.array([NOON]))
+
+
+def test_a_reader_keeps_its_snapshot_while_the_view_is_filled_again(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - 1)])
+    stream.append([at(NOON - 2)])
+    with backend.reading() as held:
+        assert stream.read_in(held, [((1,), NOON)]).values["all"].to_pylist() == [2]
+        stream.bootstrap([at(NOON - i, whole=i) for i in range(1, 6)])
+        assert stream.read_in(held, [((1,), NOON)]).values["all"].to_pylist() == [2]
+        assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [5]
+    stream.judge([((1,), NOON), ((1,), NOON + HOUR)])
+    stream.check()
+
+
+def test_an_older_generation_leaves_nothing_behind(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - HOUR, c) for c in range(20)] + [at(NOON, c) for c in range(20)])
+    kept = len(contents(backend))
+    for _ in range(3):
+        stream.bootstrap([at(NOON - HOUR, c) for c in range(20)] + [at(NOON, c) for c in range(20)])
+        assert len(contents(backend)) == kept
+
+
+def test_a_bootstrap_that_fails_leaves_what_was_there(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - 1)])
+
+    def stop(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    log = event_log(stream.view, stream.log.subset([at(NOON - 5), at(NOON - 4)]), None)
+    with pytest.raises(KeyboardInterrupt):
+        stream.online.bootstrap(log, NOON, END, stop)
+    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [1]
+    stream.bootstrap([at(NOON - 3, 2)])
+    assert stream.read([((1,), NOON), ((2,), NOON)]).values["all"].to_pylist() == [0, 1]
+
+
+def test_a_store_survives_being_closed_and_opened(tmp_path: Path) -> None:
+    first = EmbeddedBackend(tmp_path / "store")
+    stream = counting(first)
+    with compacting(2):
+        stream.bootstrap([at(NOON - HOUR + i, whole=i) for i in range(5)])
+        stream.append([at(NOON - 30 * MINUTE + i, whole=10 + i) for i in range(5)])
+    before = contents(first)
+    first.close()
+    second = EmbeddedBackend(tmp_path / "store")
+    assert contents(second) == before
+    stream.online = WindowedOnline(second, stream.online.project, stream.view, stream.settle)
+    stream.append([at(NOON - 1)], repeat=2)
+    stream.judge([((1,), NOON), ((1,), NOON + HOUR)])
+    stream.check()
+    second.close()
+
+
+def test_projects_and_views_with_alike_names_do_not_touch_each_other(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(tmp_path / "store")
+    names = [("fraud", "view"), ("antifraud", "view"), ("fraud2", "view"), ("fraud", "view2"), ("f", "raudview")]
+    streams = {}
+    for rows, (in_project, name) in enumerate(names, 1):
+        stream = counting(backend)
+        stream.view = replaced_name(stream.view, name)
+        stream.online = WindowedOnline(backend, in_project, stream.view)
+        stream.bootstrap([at(NOON - i) for i in range(1, rows + 1)])
+        streams[in_project, name] = stream
+    plain = PlainView(
+        name="plain", keys=KEY, features=(Field("x", ValueType.INT64),), source=Layout().source(stream.log)
+    )
+    for in_project in ("fraud", "antifraud"):
+        OnlineStore(backend, in_project).plain(plain).write(plain_table(plain, [(1, 5, None, {"whole": 1})]), NOON)
+
+    OnlineStore(backend, "fraud").delete_view("view")
+    with pytest.raises(StoreNotReady):
+        streams["fraud", "view"].read([((1,), NOON)])
+    assert streams["fraud", "view2"].read([((1,), NOON)]).values["all"].to_pylist() == [4]
+    OnlineStore(backend, "fraud").delete_project()
+    for (in_project, name), stream in streams.items():
+        if in_project == "fraud":
+            with pytest.raises(StoreNotReady):
+                stream.read([((1,), NOON)])
+        else:
+            rows = names.index((in_project, name)) + 1
+            assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [rows]
+    with backend.reading() as txn:
+        assert not [key for key, _ in txn.scan(b"") if b"\x05fraud" in key]
+        read = (
+            OnlineStore(backend, "antifraud").plain(plain).read(txn, ["whole"], [encoded(plain, (1,))], np.array([9]))
+        )
+    assert read.values["whole"].to_pylist() == [1]
+    backend.close()
+
+
+def replaced_name(view: WindowedView, name: str) -> WindowedView:
+    return windowed(view.aggregations, view.keys, view.source, name)
+
+
+# -- plain views ------------------------------------------------------------------------------------------------------
+
+PLAIN = {
+    "flag": ValueType.BOOL,
+    "many": ValueType.FLOAT64_LIST,
+    "moment": ValueType.TIMESTAMP,
+    "moments": ValueType.TIMESTAMP_LIST,
+    "blob": ValueType.BYTES,
+    "blobs": ValueType.BYTES_LIST,
+    "real": ValueType.FLOAT64,
+    "single": ValueType.FLOAT32,
+    "text": ValueType.STRING,
+    "flags": ValueType.BOOL_LIST,
+    "whole": ValueType.INT64,
+    "words": ValueType.STRING_LIST,
+}
+
+#: A row as the tests hold it: customer, event time, created time, values.
+PlainRow = tuple[int, int, int | None, dict[str, Any]]
+
+
+def plain_view(names: Sequence[str], ttl: int = 0) -> PlainView:
+    fields = tuple(Field(name, PLAIN[name]) for name in sorted(names))
+    return PlainView(name="plain", keys=KEY, features=fields, source=Layout().source(Log(KEY, {}, ())), ttl=ttl)
+
+
+def plain_table(view: PlainView, rows: Sequence[PlainRow]) -> pa.Table:
+    """Rows as writers hand them over."""
+    return pa.table(
+        {
+            "customer": pa.array([r[0] for r in rows], pa.int64()),
+            "__time": pa.array([r[1] for r in rows], pa.int64()),
+            "__created": pa.array([r[2] for r in rows], pa.int64()),
+            **{f.name: values_array([r[3][f.name] for r in rows], f.type) for f in view.features},
+        }
+    )
+
+
+def plain_values(value_type: ValueType) -> st.SearchStrategy[Any]:
+    """Values without -0.0 (see the tie of zeros in the conformance tests), lists without nulls (see below)."""
+    scalar = values_of(value_type.element).map(lambda v: v + 0.0 if isinstance(v, float) else v)
+    if not value_type.is_list:
+        return scalar
+    return st.none() | st.lists(scalar.filter(lambda v: v is not None), max_size=3)
+
+
+@st.composite
+def plain_rows(draw: st.DrawFn, view: PlainView, most: int = 16) -> list[PlainRow]:
+    """Rows around noon and up to an hour later, with ties in time and in created time."""
+    time = st.sampled_from([NOON - HOUR, NOON - 1, NOON, NOON + 1, NOON + SECOND, NOON + HOUR])
+    created = st.sampled_from([None, NOON - HOUR, NOON])
+    values = st.fixed_dictionaries({f.name: plain_values(f.type) for f in view.features})
+    return draw(st.lists(st.tuples(st.sampled_from([1, 2]), time, created, values), max_size=most))
+
+
+def read_plain(online: PlainOnline, asked: Sequence[tuple[int | None, int]]) -> Any:
+    names = [f.name for f in online.view.features]
+    entities = [encoded(online.view, None if c is None else (c,)) for c, _ in asked]
+    with online.backend.reading() as txn:
+        return online.read(txn, names, entities, np.array([t for _, t in asked], np.int64))
+
+
+plain_names = st.lists(st.sampled_from(sorted(PLAIN)), min_size=1, max_size=4, unique=True)
+ttls = st.sampled_from([0, 0, SECOND, HOUR])
+
+
+@examples(70)
+@given(names=plain_names, ttl=ttls, data=st.data())
+def test_plain_reads_between_writes_equal_the_as_of_join_by_hand_or_are_flagged(
+    backend: EmbeddedBackend, names: list[str], ttl: int, data: st.DataObject
+) -> None:
+    view = plain_view(names, ttl)
+    online = PlainOnline(backend, project(), view)
+    rows = data.draw(plain_rows(view))
+    online.write(plain_table(view, []), NOON)
+    clock, written = NOON - 2, 0
+    while written < len(rows):
+        size = data.draw(st.integers(1, 5))
+        online.write(plain_table(view, rows[written : written + size]), clock)
+        written += size
+        times = [NOON - HOUR - 1, NOON - 1, NOON, NOON + 1, NOON + SECOND + 1, NOON + HOUR, NOON + 2 * HOUR, NOON + DAY]
+        asked = [(customer, t) for customer in (1, 2, 3, None) for t in times]
+        read = read_plain(online, asked)
+        past = [(c, t) for c, t, _, _ in rows[:written] if t <= clock]
+        exact = [i for i, (_, t) in enumerate(asked) if t >= read.exact_from[i]]
+        for i, (customer, t) in enumerate(asked):
+            if i not in exact:
+                assert t < max((time for c, time in past if c == customer), default=END), "flagged though it is known"
+        found = [plain_truth(view, rows[:written], *asked[i]) for i in exact]
+        expected = pa.table({f.name: values_array([v and v[f.name] for v, _ in found], f.type) for f in view.features})
+        taken = pa.table({n: a.take(pa.array(exact, pa.int64())) for n, a in read.values.items()})
+        assert_features_equal(taken, expected)
+        assert [read.statuses[i] for i in exact] == [status for _, status in found]
+        clock += data.draw(st.sampled_from([0, 1, 2, SECOND, HOUR]))
+
+
+def plain_truth(
+    view: PlainView, rows: Sequence[PlainRow], customer: int | None, time: int
+) -> tuple[Any, Status | None]:
+    """The row's values and, where there are none, why."""
+    mine = [(t, created, values) for c, t, created, values in rows if c == customer]
+    values = newest_row(mine, view, time)
+    if values is not None:
+        return values, None
+    return None, Status.OUTSIDE_MAX_AGE if any(t <= time for t, _, _ in mine) else Status.NOT_FOUND
+
+
+@examples(40)
+@given(names=plain_names, ttl=ttls, data=st.data(), seed=st.integers(0, 99))
+def test_order_and_batches_of_writes_do_not_matter_and_history_says_the_same(
+    backend: EmbeddedBackend, names: list[str], ttl: int, data: st.DataObject, seed: int
+) -> None:
+    view = plain_view(names, ttl)
+    rows = data.draw(plain_rows(view))
+    shuffled = random.Random(seed).sample(rows, len(rows))
+    one, other = (PlainOnline(backend, project(), view) for _ in range(2))
+    one.write(plain_table(view, rows), NOON)
+    other.write(plain_table(view, []), NOON)
+    for row in shuffled:
+        other.write(plain_table(view, [row]), NOON)
+    asked = [(customer, NOON + later) for customer in (1, 2, 3) for later in (0, 1, SECOND, HOUR - 1, HOUR, DAY)]
+    reads = [read_plain(online, asked) for online in (one, other)]
+    assert reads[0].statuses == reads[1].statuses
+    assert reads[0].event_times == reads[1].event_times
+    first, second = (pa.table(read.values) for read in reads)
+    assert_features_equal(first, second)
+    log = Log(KEY, plain_types(view), tuple(LogRow((c,), t, created, v) for c, t, created, v in rows))
+    with log_on_disk(log) as engine:
+        spine = pa.table(
+            {
+                "customer": [c for c, _ in asked],
+                "event_timestamp": values_array([t for _, t in asked], ValueType.TIMESTAMP),
+            }
+        )
+        past = retrieve(definitions(view).resolve([f"plain:{n.name}" for n in view.features]), spine, engine)
+        filled = PlainOnline(backend, project(), view)
+        filled.replace(engine.newest_rows(view, None, END, NOON), NOON)
+    assert_features_equal(first, past.select(first.column_names))
+    assert_features_equal(pa.table(read_plain(filled, asked).values), past.select(first.column_names))
+
+
+def plain_types(view: PlainView) -> dict[str, ValueType]:
+    return {f.name: f.type for f in view.features}
+
+
+def test_plain_statuses_say_present_null_not_found_and_too_old(backend: EmbeddedBackend) -> None:
+    view = plain_view(["whole"], ttl=HOUR)
+    store = OnlineStore(backend, project())
+    store.plain(view).write(plain_table(view, [(1, NOON, None, {"whole": 5}), (2, NOON, None, {"whole": None})]), NOON)
+    request = definitions(view).resolve(["plain:whole"])
+    answer = Prepared(request, store).read({"customer": [1, 2, 3, None]}, NOON + HOUR)
+    assert answer.statuses["whole"] == [Status.PRESENT, Status.NULL_VALUE, Status.NOT_FOUND, Status.NOT_FOUND]
+    assert answer.event_times["whole"] == [NOON, NOON, BEGINNING, BEGINNING]
+    late = Prepared(request, store).read({"customer": [1]}, NOON + HOUR + 1)
+    assert (late.statuses["whole"], late.columns["whole"].to_pylist()) == ([Status.OUTSIDE_MAX_AGE], [None])
+    with pytest.raises(NotExactOnline):
+        Prepared(request, store).read({"customer": [1]}, NOON - 1)
+
+
+def test_a_missing_bucket_of_a_plain_view_is_not_ready(backend: EmbeddedBackend) -> None:
+    view = plain_view(["whole"])
+    online = PlainOnline(backend, project(), view)
+    online.write(plain_table(view, [(1, NOON, None, {"whole": 5})]), NOON)
+    with backend.writing() as txn:
+        txn.delete(Keyspace(online.project, "plain", 1).bucket(bucket_of(encoded(view, (1,)) or b"")))
+    with pytest.raises(StoreNotReady, match="is missing"):
+        read_plain(online, [(1, NOON)])
+
+
+# -- known wrong, until it is mended ----------------------------------------------------------------------------------
+
+
+def wrong(reason: str, raises: type[Exception] = AssertionError) -> pytest.MarkDecorator:
+    """A test that shows a wrong value; it fails as soon as the value is right."""
+    return pytest.mark.xfail(reason=reason, strict=True, raises=raises)
+
+
+@wrong("an empty log of a view without keys has no entity, but one is written", IndexError)
+def test_a_view_without_keys_can_be_filled_from_an_empty_log(backend: EmbeddedBackend) -> None:
+    stream = stream_over(backend, [aggregation("count", "*", name="n")], ())
+    stream.bootstrap([])
+    assert stream.read([((), NOON)]).values["n"].to_pylist() == [0]
+
+
+@wrong("there is nothing to concatenate", ValueError)
+def test_a_read_of_no_entities_is_empty(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([])
+    assert stream.read([]).values["all"].to_pylist() == []
+
+
+@pytest.mark.parametrize("values", [([None], [1.0]), ([1.0, None], [1.0, 2.0])])
+@wrong("a null inside a list is highest in DuckDB and lowest online: a tie has two winners")
+def test_a_tie_of_lists_with_nulls_has_one_winner(backend: EmbeddedBackend, values: tuple) -> None:
+    view = plain_view(["many"])
+    rows = [(1, NOON, None, {"many": v}) for v in values]
+    online = PlainOnline(backend, project(), view)
+    online.write(plain_table(view, rows), NOON)
+    log = Log(KEY, plain_types(view), tuple(LogRow((1,), NOON, None, v) for *_, v in rows))
+    with log_on_disk(log) as engine:
+        spine = pa.table({"customer": [1], "event_timestamp": values_array([NOON], ValueType.TIMESTAMP)})
+        past = retrieve(definitions(view).resolve(["plain:many"]), spine, engine)
+    assert read_plain(online, [(1, NOON)]).values["many"].to_pylist() == past["many"].to_pylist()
+
+
+@wrong("ties compare values in the order of declaration online, in that of names in history")
+def test_the_order_in_which_features_are_declared_decides_nothing(backend: EmbeddedBackend) -> None:
+    rows = [(1, NOON, None, {"b": 9, "a": 1}), (1, NOON, None, {"b": 3, "a": 2})]
+    found = []
+    for names in ("ab", "ba"):
+        fields = tuple(Field(n, ValueType.INT64) for n in names)
+        view = PlainView(name="plain", keys=KEY, features=fields, source=Layout().source(Log(KEY, {}, ())))
+        online = PlainOnline(backend, project(), view)
+        online.write(plain_table(view, rows), NOON)
+        found.append(read_plain(online, [(1, NOON)]).values["a"].to_pylist())
+    assert found == [[2], [2]]
+
+
+#   written by a clock at 150          120  -> 105 is forgotten, for 120 replaced it
+#   written by a clock at  90     100       -> waits, and answers times from 100 to 120 that 105 should answer
+@wrong("a writer whose clock is behind leaves a waiting row before one that replaced others: reads between are guessed")
+def test_a_writer_whose_clock_is_behind_makes_no_read_wrong(backend: EmbeddedBackend) -> None:
+    view = plain_view(["whole"])
+    online = PlainOnline(backend, project(), view)
+    online.write(plain_table(view, [(1, NOON + s, None, {"whole": s}) for s in (105, 120)]), NOON + 150)
+    online.write(plain_table(view, [(1, NOON + 100, None, {"whole": 100})]), NOON + 90)
+    read = read_plain(online, [(1, NOON + 110)])
+    assert read.exact_from[0] > NOON + 110 or read.values["whole"].to_pylist() == [105]
+
+
+@wrong("a bootstrap forgets the positions it covers: what it folded counts again when the stream offers it")
+def test_events_folded_by_a_bootstrap_are_not_counted_again_from_the_stream(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([])
+    rows = [at(NOON - 2), at(NOON - 1)]
+    stream.append(rows)
+    stream.bootstrap(rows)  # the archive holds what was appended
+    admitted = admit(stream.view, stream.log.table(rows=rows), NOON)
+    with backend.writing() as txn:
+        stream.online.append(txn, admitted.keys, admitted.events, NOON, 0, 0)
+    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
+
+
+@wrong("events appended while a bootstrap is under way are dropped with the old generation")
+def test_events_appended_during_a_bootstrap_are_kept(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - 3)])
+    log = event_log(stream.view, stream.log.subset([at(NOON - 3)]), None)
+    stream.online.bootstrap(log, NOON, END, lambda done, of: stream.append([at(NOON - 2)]) and None)
+    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
