@@ -12,13 +12,14 @@ install: .venv/.installed ## Make .venv from uv.lock (brings uv itself where it 
 .venv/.installed: pyproject.toml uv.lock
 	@command -v uv >/dev/null || [ -x .venv/bin/uv ] || { python3 -m venv .venv && .venv/bin/pip install --quiet uv; }
 	$(UV) sync --locked --inexact
+	@infra/install-system-libraries
 	@touch $@
 
 demo: install ## From raw transactions to a served fraud score, in one command
 	$(RUN)isochron demo --folder demo --report demo/report.json
 
 test: install lint ## Every check: lint, types, import contract, tests
-	$(RUN)pytest
+	$(RUN)pytest -n 2 --dist loadfile
 
 lint: install ## Style, types and the import contract
 	$(RUN)ruff check .
