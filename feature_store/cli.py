@@ -5,6 +5,7 @@ Exit codes: 0 well, 1 refused or failed (one line says why; `--debug` shows the 
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -343,6 +344,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 def main() -> None:
     """Runs the command; an error of ours is one line and exit code 1 (3 where values differ)."""
     warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"feast\..*")
+    # Feast sets the root logger to INFO, at which httpx writes a line a request.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         app()
     except IsochronError as error:
