@@ -34,7 +34,8 @@ REFUSALS = {
     ),
     "two aggregations of one name": (
         'name="last_amounts"),',
-        'name="last_amounts"),\n        *aggregate("first", "TX_DATETIME", UnixTimestamp, name="last_transaction_time"),',
+        'name="last_amounts"),\n'
+        '        *aggregate("first", "TX_DATETIME", UnixTimestamp, name="last_transaction_time"),',
         "aggregation 'last_transaction_time': is the name of two aggregations",
     ),
     "windowed view with a ttl": (

@@ -1,0 +1,146 @@
+"""Bad input from the command line: one clear line, an exit code, and no file half written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from datasets.fraud_generator import FraudData
+from feature_store import FeatureLayer
+from feature_store.cli import app
+from feature_store.errors import IsochronError, RequestError, SourceError, StoreNotReady, UnknownName
+from feature_store.timestamps import DAY
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _spine(**columns: object) -> pa.Table:
+    t = pa.array([1_525_132_800_000_000], pa.timestamp("us"))
+    whole = {
+        "customer_id": pa.array([1]),
+        "terminal_id": pa.array([1]),
+        "TX_AMOUNT": pa.array([9.5]),
+        "TX_DATETIME": t,
+        "event_timestamp": t,
+    }
+    return pa.table({n: c for n, c in {**whole, **columns}.items() if c is not None})
+
+
+SPINES = {
+    "no time": (_spine(event_timestamp=None), "no column 'event_timestamp'"),
+    "a time that is text": (_spine(event_timestamp=pa.array(["2018-05-01"])), "is string, not a timestamp"),
+    "a null time": (_spine(event_timestamp=pa.nulls(1, pa.timestamp("us"))), "is null in 1 rows"),
+    "no key": (_spine(customer_id=None), "no column 'customer_id'"),
+    "a key that is text": (_spine(customer_id=pa.array(["one"])), "key 'customer_id' of the spine is string"),
+    "a key that is no whole number": (_spine(customer_id=pa.array([1.5])), "holds a value that is no Int64"),
+    "no request value": (_spine(TX_AMOUNT=None), "no column 'TX_AMOUNT', which on-demand view"),
+    "a column named like a feature": (_spine(amount=pa.array([1.0])), "already has a column 'amount'"),
+}
+
+
+@pytest.mark.parametrize("case", SPINES)
+def test_a_spine_that_cannot_be_used(case: str, fraud_repo: Path, tmp_path: Path) -> None:
+    table, reason = SPINES[case]
+    pq.write_table(table, tmp_path / "spine.parquet")
+    out = tmp_path / "out.parquet"
+    arguments = ["historical", "fraud_v1", "--spine", str(tmp_path / "spine.parquet"), "--out", str(out)]
+    result = CliRunner().invoke(app, [*arguments, "--repo", str(fraud_repo)])
+    assert isinstance(result.exception, IsochronError)
+    assert reason in str(result.exception)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["spine.parquet"]
+
+
+def test_an_empty_spine_gives_the_columns_and_no_rows(fraud_repo: Path) -> None:
+    with FeatureLayer(fraud_repo) as layer:
+        table = layer.get_historical_features(_spine().slice(1), "fraud_v1").to_arrow()
+        assert table.num_rows == 0
+        assert table.column_names[5:] == layer.prepare("fraud_v1").feature_names
+
+
+def test_a_transactions_file_without_a_column(fraud_repo: Path, fraud_data: FraudData, tmp_path: Path) -> None:
+    pq.write_table(fraud_data.transactions.drop_columns(["TX_AMOUNT"]), tmp_path / "transactions.parquet")
+    with FeatureLayer(fraud_repo, sources={"transactions": str(tmp_path / "transactions.parquet")}) as layer:
+        with pytest.raises(SourceError, match="has no column 'TX_AMOUNT'; it has: TRANSACTION_ID"):
+            layer.get_historical_features(_spine(), "fraud_v1").to_arrow()
+        with pytest.raises(SourceError, match="has no column 'TX_AMOUNT'"):
+            layer.bootstrap(["customer_spend"])
+        with pytest.raises(StoreNotReady, match="it was never filled"):
+            layer.get_online_features(["customer_spend:count_amount_3600s"], {"customer_id": [1]})
+
+
+def test_a_source_of_the_wrong_kind(fraud_repo: Path, fraud_data: FraudData, tmp_path: Path) -> None:
+    file = tmp_path / "transactions.parquet"
+    amounts = pa.array([str(a) for a in fraud_data.transactions["TX_AMOUNT"].to_pylist()])
+    at = fraud_data.transactions.column_names.index("TX_AMOUNT")
+    pq.write_table(fraud_data.transactions.set_column(at, "TX_AMOUNT", amounts), file)
+    with FeatureLayer(fraud_repo, sources={"transactions": str(file)}) as layer:
+        with pytest.raises(SourceError, match=r"column 'TX_AMOUNT' of source .* is string, but is declared"):
+            layer.get_historical_features(_spine(), "fraud_v1").to_arrow()
+        file.write_bytes(b"not parquet")
+        with pytest.raises(SourceError, match="is not a readable Parquet file"):
+            layer.get_historical_features(_spine(), "fraud_v1").to_arrow()
+        file.unlink()
+        with pytest.raises(SourceError, match="no Parquet file at"):
+            layer.get_historical_features(_spine(), "fraud_v1").to_arrow()
+
+
+def test_names_that_are_not_there(fraud_repo: Path) -> None:
+    with FeatureLayer(fraud_repo) as layer:
+        with pytest.raises(UnknownName, match="is named 'fraud_v2'; there are: fraud_book, fraud_v1"):
+            layer.prepare("fraud_v2")
+        with pytest.raises(UnknownName, match="no feature view is named 'nothing'"):
+            layer.prepare(["nothing:at_all"])
+        with pytest.raises(UnknownName, match="no feature of view 'customer_spend' is named 'median'"):
+            layer.prepare(["customer_spend:median"])
+        with pytest.raises(UnknownName, match="no push source with windowed views is named 'payments'"):
+            layer.append_events("payments", pa.table({"a": [1]}))
+    with pytest.raises(UnknownName, match="no file source is named 'payments'; there are: customers, labels, transact"):
+        FeatureLayer(fraud_repo, sources={"payments": "x.parquet"})
+
+
+def test_positions_and_times_that_cannot_be(fraud_repo: Path, fraud_data: FraudData, tmp_path: Path) -> None:
+    repo = shutil.copytree(fraud_repo, tmp_path / "feature_repo")
+    row = fraud_data.transactions.slice(0, 1)
+    with FeatureLayer(repo) as layer:
+        layer.bootstrap()
+        for position in ({"partition": -1}, {"partition": 2**32}, {"offset": -5}, {"offset": 2**64}):
+            with pytest.raises(RequestError, match=r"is .*, not a number from 0"):
+                layer.append_events("transaction_events", row, **position)
+        beyond = pa.array([2**63 - 1 - DAY], pa.int64()).view(pa.timestamp("us", "UTC"))
+        at = row.column_names.index("TX_DATETIME")
+        with pytest.raises(RequestError, match="holds a time beyond the calendar"):
+            layer.append_events("label_events", row.set_column(at, "TX_DATETIME", beyond))
+        with pytest.raises(RequestError, match="is given twice, also as 'amount'"):
+            layer.append_events("transaction_events", row.append_column("amount", row["TX_AMOUNT"]))
+
+
+@pytest.mark.parametrize("command", [c.name or c.callback.__name__ for c in app.registered_commands if c.callback])
+def test_every_command_has_help_with_an_example_and_is_in_the_readme(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"Example: isochron {command}" in result.output
+    documents = "".join(p.read_text() for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
+    assert f"isochron {command}" in documents
+
+
+def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bootstrap", "--repo", str(tmp_path)])
+    assert "give the folder of a Feast repository" in str(result.exception)
+    (tmp_path / "feature_store.yaml").write_text("project: new\nregistry: data/registry.db\n")
+    result = CliRunner().invoke(app, ["bootstrap", "--repo", str(tmp_path)])
+    assert "run `feast apply` (or `isochron apply`) first" in str(result.exception)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_key_row_that_cannot_be_read(fraud_repo: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"customer_id": ["one"]}), tmp_path / "keys.parquet")
+    arguments = ["online", "fraud_v1", "--keys", str(tmp_path / "keys.parquet"), "--out", str(tmp_path / "out.parquet")]
+    result = CliRunner().invoke(app, [*arguments, "--repo", str(fraud_repo)])
+    assert isinstance(result.exception, RequestError)
+    assert str(result.exception).startswith("'customer_id' does not read as Int64")
+    assert not (tmp_path / "out.parquet").exists()
