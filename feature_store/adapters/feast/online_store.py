@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,12 +167,8 @@ class IsochronOnlineStore(FeastOnlineStore):
         definitions = definitions_of(registry.proto(), project)
         wanted = features.name if isinstance(features, FeatureService) else features
         request = definitions.resolve(wanted, full_feature_names)
-        engine = DuckDBEngine(_root(config))
-        try:
-            answer = Prepared(request, _store(config), engine).read(_columnar(entity_rows), SystemClock().now())
-        finally:
-            engine.close()
-        return IsochronOnlineResponse(answer)
+        prepared = Prepared(request, _store(config), _history(_root(config), os.getpid()))
+        return IsochronOnlineResponse(prepared.read(_columnar(entity_rows), SystemClock().now()))
 
     async def get_online_features_async(self, *args: Any, **kwargs: Any) -> IsochronOnlineResponse:
         """The same: an embedded read waits for nothing."""
@@ -229,6 +227,14 @@ def registry_file(config: RepoConfig) -> Path:
 
 def _root(config: RepoConfig) -> Path:
     return Path(config.repo_path or ".").resolve()
+
+
+@lru_cache(maxsize=8)
+def _history(root: Path, process: int) -> DuckDBEngine:
+    """The engine that answers times the store no longer holds, one a repository and process: opening it costs more
+    than a read.
+    """
+    return DuckDBEngine(root)
 
 
 def _store(config: RepoConfig) -> OnlineStore:
