@@ -110,7 +110,7 @@ class Prepared:
         Raises RequestError for columns that are missing, of unequal length or of the wrong type; StoreNotReady;
         NotExactOnline where only history could answer and none was given.
         """
-        rows = _row_count(entities)
+        rows = _row_count(entities, as_of)
         times = as_of_times(as_of, rows)
         keys = {name: _key_column(name, entities, key_type, rows) for name, key_type in self.keys.items()}
         given = {name: _request_column(name, entities, t, rows) for name, t in self.request_fields.items()}
@@ -237,12 +237,14 @@ def _replaced(array: pa.Array, rows: np.ndarray, values: pa.Array) -> pa.Array:
     return pa.concat_arrays([array, values.cast(array.type)]).take(pa.array(index))
 
 
-def _row_count(entities: Mapping[str, Sequence[Any]]) -> int:
+def _row_count(entities: Mapping[str, Sequence[Any]], as_of: AsOf) -> int:
+    """How many rows are asked for; views without keys may come with no column at all: then one row a time."""
     lengths = {name: len(values) for name, values in entities.items()}
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise RequestError(next(iter(lengths)), f"and the other columns must have one length each, not {text}")
-    return next(iter(lengths.values()), 0)
+    alone = 1 if isinstance(as_of, int | dt.datetime | str) else len(as_of)
+    return next(iter(lengths.values()), alone)
 
 
 def as_of_times(as_of: AsOf, rows: int) -> np.ndarray:

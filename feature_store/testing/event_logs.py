@@ -326,5 +326,5 @@ def random_value(rng: random.Random, value_type: ValueType) -> Any:
     if value_type.is_integer:
         return rng.randrange(-1_000, 1_000)
     if value_type is ValueType.FLOAT32:
-        return float(np.float32(rng.gauss(0, 100)))
-    return rng.gauss(0, 100) if value_type.is_float else rng.choice("abcdefgh")
+        return float(np.float32(rng.uniform(-300, 300)))
+    return rng.uniform(-300, 300) if value_type.is_float else rng.choice("abcdefgh")

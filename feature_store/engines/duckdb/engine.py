@@ -18,7 +18,7 @@ from feature_store.plan.historical import AsOfStage, WindowStage
 from feature_store.timestamps import BEGINNING, arrow_timestamps
 
 #: A view without keys has one entity; it joins on this constant.
-_NO_KEY = "__entity"
+_NO_KEY = "__only"
 
 
 class DuckDBEngine:
@@ -97,7 +97,7 @@ class DuckDBEngine:
     def _entities(self, session: duckdb.DuckDBPyConnection, key_columns: Mapping[str, str], spine: Spine) -> np.ndarray:
         """Numbers the distinct keys of a spine (table `entity`); each row's number, -1 where a key is null."""
         columns = {name: spine.keys[column] for name, column in key_columns.items()} or {
-            _NO_KEY + "_key": pa.array(np.zeros(len(spine), np.int64))
+            _NO_KEY: pa.array(np.zeros(len(spine), np.int64))
         }
         session.register("spine", pa.table({**columns, "__row": np.arange(len(spine))}))
         keys = ", ".join(map(quote, columns))

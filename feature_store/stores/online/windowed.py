@@ -355,6 +355,6 @@ def _only(events: Events, entity: np.ndarray, mask: np.ndarray) -> Events:
 
 def _key_rows(keys: pa.Table, view: WindowedView) -> list[tuple]:
     if not view.keys:
-        return [()] * max(keys.num_rows, 1)
+        return [()] * keys.num_rows
     columns = [from_arrow(keys[k.name].combine_chunks(), k.type) for k in view.keys]
     return list(zip(*columns, strict=True))
