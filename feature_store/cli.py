@@ -36,7 +36,8 @@ Sources = Annotated[
     list[str] | None,
     typer.Option("--source", metavar="NAME=PATH", help="Read a declared file source from another path. Repeatable."),
 ]
-DEFAULT_REPO = Path("feature_repo")
+#: Inside a Feast repository that one, as Feast's own command has it; else the example's folder.
+DEFAULT_REPO = Path() if Path("feature_store.yaml").is_file() else Path("feature_repo")
 
 
 @app.callback()
@@ -136,7 +137,8 @@ def bootstrap(
         end = END if until is None else _time(until)
         filled = layer.bootstrap(views or (), end, show)
     for view, entities in filled.items():
-        typer.echo(f"{view}: {entities:,} entities")
+        hint = "" if entities or until else " (no event is in a window that ends now; --until fills as of a past time)"
+        typer.echo(f"{view}: {entities:,} entities{hint}")
 
 
 @app.command()

@@ -12,17 +12,19 @@ import yaml
 from feature_store.errors import ConfigError
 
 ONLINE_BACKENDS = ("embedded",)
-ENGINES = ("duckdb",)
 
 
 @dataclass(frozen=True)
 class RepoConfig:
-    """A repository's folder, its project name, and the resolved paths of its registry and embedded online store."""
+    """A repository's folder, its project name, and the resolved paths of its registry and embedded online
+    store; `memory_limit` as DuckDB writes it, such as `4GB`.
+    """
 
     root: Path
     project: str
     registry: Path
     online_path: Path
+    memory_limit: str | None = None
 
     @property
     def compiled(self) -> Path:
@@ -46,18 +48,19 @@ def load_config(root: str | os.PathLike[str]) -> RepoConfig:
         content = yaml.safe_load(os.path.expandvars(path.read_text()))
     except OSError as error:
         raise ConfigError(
-            f"{path} cannot be read ({error.strerror}); give the folder of a Feast repository."
+            f"{path} cannot be read ({error.strerror}); give the folder of a Feast repository (--repo)."
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not content.get("project"):
         raise ConfigError(f"{path} names no project.")
-    online = content.get("online_store") or {}
+    online, offline = content.get("online_store") or {}, content.get("offline_store") or {}
     return RepoConfig(
         root=folder,
         project=content["project"],
         registry=folder / registry_path(content.get("registry"), path),
         online_path=folder / online_path(online if isinstance(online, dict) else {}),
+        memory_limit=offline.get("memory_limit") if isinstance(offline, dict) else None,
     )
 
 

@@ -99,6 +99,20 @@ class PositionGap(IsochronError):
         )
 
 
+class StoreError(IsochronError):
+    """The online store's file refused a read or a write; nothing of the transaction was kept."""
+
+    retryable = True
+
+
+class BootstrapSuperseded(IsochronError):
+    """A bootstrap ended after a later one of the same view had begun: the later one's result stands."""
+
+    def __init__(self, view: str) -> None:
+        self.view = view
+        super().__init__(f"another bootstrap of view '{view}' began after this one; this one's result was dropped.")
+
+
 class CorruptState(IsochronError):
     """Bytes in the online store that this version cannot read; never guessed at."""
 

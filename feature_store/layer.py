@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from feature_store.stores.online.embedded import EmbeddedBackend
 from feature_store.stores.online.store import OnlineStore
 from feature_store.stores.online.windowed import Appended
 from feature_store.timestamps import END
+
+logger = logging.getLogger(__name__)
 
 #: Whoever shows that work goes on: told a step (or view), how much of it is done, and of how much.
 Progress = Callable[[str, int, int], None]
@@ -47,7 +50,7 @@ class FeatureLayer:
         self.definitions = _load_definitions(self.config)
         if self._sources:
             self.definitions = self.definitions.with_sources(self._sources)
-        self._engine = DuckDBEngine(self.config.root)
+        self._engine = DuckDBEngine(self.config.root, self.config.memory_limit)
         self._backend = EmbeddedBackend(self.config.online_path)
         self.store = OnlineStore(self._backend, self.config.project)
 
@@ -117,13 +120,20 @@ class FeatureLayer:
         if not view.online:
             raise RequestError(view.name, "is declared with online=False; declare it online to fill it")
         online = self.store.windowed(view)
+        space = online.begin()
         log = self._engine.event_log(view, view.reach(now - online.settle), until)
-        return online.bootstrap(log, now, until, (lambda done, of: progress(view.name, done, of)) if progress else None)
+        if log.skipped:
+            logger.warning("view '%s': %d rows without a key or a time were skipped", view.name, log.skipped)
+        show = (lambda done, of: progress(view.name, done, of)) if progress else None
+        return online.bootstrap(log, now, until, show, space)
 
     def append_events(
         self, push_source: str, rows: pa.Table, partition: int = 0, offset: int | None = None
     ) -> dict[str, Appended]:
-        """Appends raw events to every online windowed view on a push source, all or none; what was done, by view.
+        """Appends raw events to every filled windowed view on a push source, all or none; what was done, by view.
+
+        A view that was never filled takes none: its bootstrap will read them from the log. Raises StoreNotReady when
+        no view is filled.
 
         `rows` has the columns of the source's file. `offset` is the log position of the first row in `partition`:
         rows whose position was applied before change nothing. Without one the rows follow the last.
@@ -139,9 +149,11 @@ class FeatureLayer:
         now = self.clock.now()
         admitted = [(view, admit(view, rows, now)) for view in views]
         with self._backend.writing() as txn:
+            filled = [v.name for v in views if self.store.holds(txn, v)]
             return {
                 view.name: self.store.windowed(view).append(txn, a.keys, a.events, now, partition, offset)
                 for view, a in admitted
+                if view.name in filled or not filled
             }
 
     def _request(self, features: Any, full_feature_names: bool) -> Any:

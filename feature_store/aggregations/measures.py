@@ -101,9 +101,6 @@ MEASURES: dict[str, Measure] = {
     ),
 }
 
-#: Functions that are answered by looking an event up (first, last), not by a measure.
-ORDERED = ("first", "last", "last_n")
-
 
 def measure_of(function: Function, column: ValueType) -> str | None:
     """The measure that a function needs on a column of this type, or None where the count of values is enough."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.errors import ColumnError
 from feature_store.timestamps import arrow_micros
+
+#: From here on not every integer is a double.
+LARGEST_EXACT = 2**53
 
 
 def typed(column: pa.ChunkedArray, wanted: ValueType, what: str) -> pa.Array:
@@ -24,6 +28,8 @@ def typed(column: pa.ChunkedArray, wanted: ValueType, what: str) -> pa.Array:
         raise ColumnError(f"{what} is {array.type}, but is declared as {wanted.feast_name}; convert it first.")
     if wanted is ValueType.TIMESTAMP and pa.types.is_timestamp(array.type):
         return pa.array(arrow_micros(array)).view(wanted.arrow)
+    if whole_floats and len(array) and (pc.max(pc.abs(array)).as_py() or 0) >= LARGEST_EXACT:
+        raise ColumnError(f"{what} holds whole numbers as floats beyond 2^53, where floats skip some; use integers.")
     try:
         # pandas turns integers with nulls into floats: a key column that came that way still holds whole numbers.
         return array.cast(wanted.arrow, safe=not (numbers and wanted.is_float) or whole_floats)

@@ -134,13 +134,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     def stored(self) -> tuple[FeatureRef, ...]:
         """The stored features asked for, in order, then the inputs of on-demand views that nobody asked for."""
         asked = [r for r in self.refs if not isinstance(self.definitions.view(r.view), OnDemandView)]
-        seen = {(r.shown_as, r.feature) for r in asked}
-        for view in self.on_demand:
-            for ref in view.inputs:
-                if (ref.shown_as, ref.feature) not in seen:
-                    seen.add((ref.shown_as, ref.feature))
-                    asked.append(ref)
-        return tuple(asked)
+        return tuple(dict.fromkeys([*asked, *(ref for view in self.on_demand for ref in view.inputs)]))
 
     def by_view(self) -> list[tuple[StoredView, list[FeatureRef]]]:
         """The stored features grouped by view, alias and key mapping, in order of first mention."""
@@ -160,7 +154,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def keys(self) -> dict[str, ValueType]:
         """The entity columns that a request must carry, by name."""
-        return {refs[0].key_column(key.name): key.type for view, refs in self.by_view() for key in view.keys}
+        keys: dict[str, ValueType] = {}
+        for view, refs in self.by_view():
+            for key in view.keys:
+                column = refs[0].key_column(key.name)
+                if keys.setdefault(column, key.type) is not key.type:
+                    raise DefinitionError(
+                        view.name,
+                        f"join key '{column}'",
+                        f"is {key.type} here and {keys[column]} in another view of this request",
+                        "give both entities the same value type",
+                    )
+        return keys
 
     @property
     def request_fields(self) -> dict[str, ValueType]:

@@ -50,6 +50,11 @@ class ValueType(enum.StrEnum):
         return self in (ValueType.FLOAT32, ValueType.FLOAT64)
 
     @property
+    def widened(self) -> ValueType:
+        """The 64-bit type of a 32-bit number; any other type is itself."""
+        return {ValueType.INT32: ValueType.INT64, ValueType.FLOAT32: ValueType.FLOAT64}.get(self, self)
+
+    @property
     def is_numeric(self) -> bool:
         return self.is_integer or self.is_float
 
@@ -87,15 +92,8 @@ _FEAST = {
     ValueType.TIMESTAMP: "UnixTimestamp",
 }
 
-#: What an entity's join key may be. Floats have no equality that two systems agree on.
-KEY_TYPES = (
-    ValueType.BOOL,
-    ValueType.INT32,
-    ValueType.INT64,
-    ValueType.STRING,
-    ValueType.BYTES,
-    ValueType.TIMESTAMP,
-)
+#: What an entity's join key may be. Floats and times have no equality that two systems agree on.
+KEY_TYPES = (ValueType.BOOL, ValueType.INT32, ValueType.INT64, ValueType.STRING, ValueType.BYTES)
 
 
 def of_arrow(arrow_type: pa.DataType) -> ValueType | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Any
 
 import msgspec
@@ -76,6 +75,8 @@ class WindowedView(msgspec.Struct, frozen=True, kw_only=True, tag="windowed"):
         here = [a for a in self.aggregations if a.column == column]
         returned = {t for a in here if a.function.kind != "sum" and (t := a.function.column_of(a.output))}
         summed = {a.output for a in here if a.function.kind == "sum"}
+        if column in {key.name for key in self.keys}:
+            raise DefinitionError(self.name, f"column '{column}'", "is a join key", "count events with column='*'")
         agree = len(returned) <= 1 and len(summed) <= 1
         if agree and returned and summed:
             agree = next(iter(returned)).is_integer == next(iter(summed)).is_integer
@@ -87,14 +88,10 @@ class WindowedView(msgspec.Struct, frozen=True, kw_only=True, tag="windowed"):
                 "declare the type of the column itself in every feature that returns it, Int64 or Float64 for its sum",
             )
         if returned or summed:
-            return next(iter(returned or summed))
+            # Doubles hold every float and every int32, so a column is folded in the wide type and narrowed at the end.
+            return next(iter(returned or summed)).widened
         folded = any(a.function.kind in ("mean", "var", "std") for a in here)
         return ValueType.FLOAT64 if folded else ValueType.BOOL
-
-    @property
-    def grain(self) -> int:
-        """The greatest duration that divides every hop: 0 where no aggregation has a window."""
-        return math.gcd(*(a.hop for a in self.aggregations))
 
     def reach(self, time: int) -> int | None:
         """Start of the oldest window that ends before `time`; None where one has no window."""

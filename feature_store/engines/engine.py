@@ -12,6 +12,9 @@ from feature_store.aggregations.events import EventLog
 from feature_store.definitions.view import PlainView, WindowedView
 from feature_store.plan.historical import AsOfStage, WindowStage
 
+#: Beside the features of an as-of join: the event time (microseconds) of the row, null where there is none.
+ROW_TIME = "__time"
+
 
 @dataclass(frozen=True)
 class Spine:
@@ -31,7 +34,7 @@ class Engine(Protocol):
         """The value of each aggregation for each spine row, aligned with it."""
 
     def as_of(self, stage: AsOfStage, spine: Spine) -> dict[str, pa.Array]:
-        """The value of each feature for each spine row, aligned with it."""
+        """The value of each feature for each spine row, aligned with it, and ROW_TIME (also of a row past its ttl)."""
 
     def event_log(self, view: WindowedView, start: int | None, end: int) -> EventLog:
         """The events of a view with start <= event time < end; no start means from the beginning."""

@@ -84,5 +84,5 @@ def _join(request: Request, view: PlainView | WindowedView, refs: list[FeatureRe
 
 
 def working_name(ref: FeatureRef) -> str:
-    """A stored feature's column while a retrieval works: full names never collide."""
-    return f"{ref.shown_as}__{ref.feature}"
+    """A stored feature's column while a retrieval works: one for each view, alias, feature and mapping of keys."""
+    return ref.column(full_names=True) + "".join(f"@{key}={column}" for key, column in ref.join_key_map)

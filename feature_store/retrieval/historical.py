@@ -107,7 +107,7 @@ def _source(request: Request, ref: FeatureRef) -> str:
 def _inputs(view: OnDemandView, working: dict[str, pa.Array], table: pa.Table, spine: Spine) -> dict[str, pa.Array]:
     """An on-demand view's inputs by the names its function knows: features by both Feast names, request values."""
     inputs = {ref.feature: working[working_name(ref)] for ref in view.inputs}
-    inputs |= {working_name(ref): working[working_name(ref)] for ref in view.inputs}
+    inputs |= {ref.column(full_names=True): working[working_name(ref)] for ref in view.inputs}
     for field in view.request:
         if field.name not in table.column_names:
             raise SpineError(

@@ -57,9 +57,16 @@ def _call_python(function: Callable, inputs: Mapping[str, pa.Array]) -> Mapping[
 
 
 def _call_pandas(function: Callable, inputs: Mapping[str, pa.Array]) -> Mapping[str, Any]:
-    frame = pa.table(dict(inputs)).to_pandas()
+    # Nullable integers whether or not a null is among them: a row's value must not depend on its neighbours.
+    frame = pa.table(dict(inputs)).to_pandas(types_mapper=_nullable_integer)
     result = function(frame)
     return {name: result[name] for name in result.columns}
+
+
+def _nullable_integer(arrow_type: pa.DataType) -> Any:
+    import pandas
+
+    return {pa.int64(): pandas.Int64Dtype(), pa.int32(): pandas.Int32Dtype()}.get(arrow_type)
 
 
 def _output(view: OnDemandView, name: str, wanted: ValueType, outputs: Mapping[str, Any], rows: int) -> pa.Array:

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from feature_store.definitions.repository import Request
 from feature_store.definitions.types import ValueType
-from feature_store.definitions.view import FeatureRef, OnDemandView, StoredView
-from feature_store.engines.engine import Engine, Spine
+from feature_store.definitions.view import FeatureRef, OnDemandView, StoredView, WindowedView
+from feature_store.engines.engine import ROW_TIME, Engine, Spine
 from feature_store.errors import NotExactOnline, RequestError
 from feature_store.plan.historical import AsOfStage, plan_historical, working_name
 from feature_store.retrieval import on_demand
@@ -28,7 +28,7 @@ from feature_store.stores.online.values import from_arrow
 from feature_store.stores.online.windowed import WindowedOnline
 from feature_store.timestamps import BEGINNING, micros, parse_time
 
-AsOf = int | dt.datetime | str | Sequence[Any] | np.ndarray
+AsOf = int | dt.datetime | str | np.datetime64 | Sequence[Any] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,13 @@ class _Answer:
                 plain.exact_from,
             )
             self._unknown[refs[0].shown_as] = [s is Status.NOT_FOUND for s in statuses]
-        if (self._times < exact_from).any():
-            values, statuses = self._from_history(view, refs, values, statuses, exact_from)
+        missed = np.flatnonzero(self._times < exact_from)
+        if missed.size:
+            past = self._past(view, refs, missed, exact_from)
+            values = {name: _replaced(values[name], missed, past[name]) for name in values}
+            for row, time in zip(missed.tolist(), _row_times(past, len(missed)), strict=True):
+                statuses[row], event_times[row] = self._past_status(view, row, time)
+                self._unknown[refs[0].shown_as][row] = statuses[row] is Status.NOT_FOUND
         for ref in refs:
             name = working_name(ref)
             key = ref.feature if ref.feature in key_names else None
@@ -173,32 +178,31 @@ class _Answer:
         columns = [from_arrow(self._keys[ref.key_column(k.name)], k.type) for k in view.keys]
         return [None if None in values else entity_key(values) for values in zip(*columns, strict=True)]
 
-    def _from_history(
-        self,
-        view: StoredView,
-        refs: list[FeatureRef],
-        values: dict[str, pa.Array],
-        statuses: list[Status | None],
-        exact_from: np.ndarray,
-    ) -> tuple[dict[str, pa.Array], list[Status | None]]:
-        """The values with those rows answered from the event log whose time the store no longer holds."""
-        missed = np.flatnonzero(self._times < exact_from)
+    def _past(
+        self, view: StoredView, refs: list[FeatureRef], missed: np.ndarray, exact_from: np.ndarray
+    ) -> dict[str, pa.Array]:
+        """From the event log, the values of those rows whose time the store no longer holds."""
         history = self._prepared.history
         if history is None:
             row = int(missed[0])
             raise NotExactOnline(view.name, int(self._times[row]), int(exact_from[row]))
         (stage,) = plan_historical(self._prepared.request.definitions.request(refs, full_names=True)).joins
         spine = Spine(self._times[missed], {n: a.take(pa.array(missed)) for n, a in self._keys.items()})
-        past = history.as_of(stage, spine) if isinstance(stage, AsOfStage) else history.windows(stage, spine)
-        statuses = list(statuses)
-        for row in missed.tolist():
-            statuses[row] = None
-        return {name: _replaced(values[name], missed, past[name]) for name in values}, statuses
+        return history.as_of(stage, spine) if isinstance(stage, AsOfStage) else history.windows(stage, spine)
+
+    def _past_status(self, view: StoredView, row: int, time: int | None) -> tuple[Status | None, int]:
+        """Status and event time of a row answered from history; `time` is that of the plain view's row behind it."""
+        if isinstance(view, WindowedView):
+            return None, BEGINNING
+        if time is None:
+            return Status.NOT_FOUND, BEGINNING
+        expired = bool(view.ttl) and time < int(self._times[row]) - view.ttl
+        return (Status.OUTSIDE_MAX_AGE, BEGINNING) if expired else (None, time)
 
     def compute(self, view: OnDemandView, given: Mapping[str, pa.Array], rows: int) -> None:
         """Runs one on-demand view on what was read and what the request carries."""
         inputs = {ref.feature: self._columns[working_name(ref)] for ref in view.inputs}
-        inputs |= {working_name(ref): self._columns[working_name(ref)] for ref in view.inputs}
+        inputs |= {ref.column(full_names=True): self._columns[working_name(ref)] for ref in view.inputs}
         inputs |= {f.name: given[f.name] for f in view.request}
         for name, array in on_demand.run(view, inputs, rows).items():
             self._columns[f"{view.name}__{name}"] = array
@@ -231,6 +235,10 @@ class _Answer:
         )
 
 
+def _row_times(past: Mapping[str, pa.Array], rows: int) -> list[int | None]:
+    return past[ROW_TIME].to_pylist() if ROW_TIME in past else [None] * rows
+
+
 def _replaced(array: pa.Array, rows: np.ndarray, values: pa.Array) -> pa.Array:
     index = np.arange(len(array))
     index[rows] = len(array) + np.arange(len(rows))
@@ -243,14 +251,18 @@ def _row_count(entities: Mapping[str, Sequence[Any]], as_of: AsOf) -> int:
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise RequestError(next(iter(lengths)), f"and the other columns must have one length each, not {text}")
-    alone = 1 if isinstance(as_of, int | dt.datetime | str) else len(as_of)
+    alone = len(as_of) if hasattr(as_of, "__len__") and not isinstance(as_of, str) else 1
     return next(iter(lengths.values()), alone)
 
 
 def as_of_times(as_of: AsOf, rows: int) -> np.ndarray:
-    """One time a row, in microseconds, from one time or a sequence (ints in microseconds, datetimes, ISO texts)."""
-    if isinstance(as_of, int | dt.datetime | str):
+    """One time a row, in microseconds, from one time or a sequence: integers in microseconds, datetimes, ISO texts, or
+    numpy times of any unit. Raises RequestError for anything else.
+    """
+    if isinstance(as_of, int | dt.datetime | str | np.integer | np.datetime64):
         return np.full(rows, _time(as_of), np.int64)
+    if not hasattr(as_of, "__len__"):
+        raise RequestError("as_of", f"is a {type(as_of).__name__}, not a time or a sequence of times")
     times = np.array([_time(t) for t in as_of], np.int64)
     if len(times) != rows:
         raise RequestError("as_of", f"has {len(times)} times for {rows} rows")
@@ -258,14 +270,20 @@ def as_of_times(as_of: AsOf, rows: int) -> np.ndarray:
 
 
 def _time(value: Any) -> int:
-    if isinstance(value, dt.datetime):
-        return micros(value)
-    if isinstance(value, str):
-        try:
+    if isinstance(value, np.datetime64):
+        if np.isnat(value):
+            raise RequestError("as_of", "is no time: NaT")
+        return int(np.floor_divide(value.astype("datetime64[ns]").astype(np.int64), 1_000))
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    try:
+        if isinstance(value, dt.datetime):
+            return micros(value)
+        if isinstance(value, str):
             return parse_time(value)
-        except ValueError as error:
-            raise RequestError("as_of", f"is no time: {error}") from error
-    return int(value)
+    except ValueError as error:
+        raise RequestError("as_of", f"is no time: {error}") from error
+    raise RequestError("as_of", f"is a {type(value).__name__}, not a time")
 
 
 def _key_column(name: str, entities: Mapping[str, Sequence[Any]], wanted: ValueType, rows: int) -> pa.Array:

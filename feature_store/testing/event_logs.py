@@ -232,7 +232,7 @@ def event_logs(
     """
     anchor = draw(st.sampled_from(ANCHORS))
     entities = draw(st.lists(key_tuples(keys), min_size=1, max_size=4))
-    times: st.SearchStrategy[int | None] = times_near([anchor], steps)
+    times: st.SearchStrategy[int | None] = times_near([anchor], steps, draw(st.sampled_from([1, 3, 12])))
     row = st.builds(
         LogRow,
         keys=st.sampled_from(entities),

@@ -40,7 +40,19 @@ def _demo(repo: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def repo(fraud_repo: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(fraud_repo, tmp_path / "feature_repo"))
+    """A repository without data: the demo generates its own."""
+    ignore = shutil.ignore_patterns("*.parquet", "*.lmdb")
+    return Path(shutil.copytree(fraud_repo, tmp_path / "feature_repo", ignore=ignore))
+
+
+def test_the_demo_overwrites_nobodys_data(
+    fraud_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = Path(shutil.copytree(fraud_repo, tmp_path / "theirs"))
+    before = (theirs / "data" / "transactions.parquet").read_bytes()
+    assert _demo(theirs, tmp_path / "demo", monkeypatch) == 1
+    assert "was not made by the demo and is left as it is" in capsys.readouterr().err
+    assert (theirs / "data" / "transactions.parquet").read_bytes() == before
 
 
 def test_the_demo_compares_every_served_value_and_finds_no_mismatch(

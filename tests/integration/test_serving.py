@@ -218,7 +218,7 @@ class TestScore:
         answer = refusing.score(customer_id=10**9)
         assert answer.status_code == 200
         assert answer.json()["warnings"] == [
-            "customer_id is unknown: no view has seen it, so it was scored on empty windows"
+            "customer_id is unknown: no view holds anything of it, so it was scored on empty windows"
         ]
         decision = refusing.decisions()[-1]
         assert decision.features["count_amount_2592000s"] == 0

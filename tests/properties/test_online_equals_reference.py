@@ -821,7 +821,6 @@ def wrong(reason: str, raises: type[Exception] = AssertionError) -> pytest.MarkD
     return pytest.mark.xfail(reason=reason, strict=True, raises=raises)
 
 
-@wrong("there is nothing to concatenate", ValueError)
 def test_a_read_of_no_entities_is_empty(backend: EmbeddedBackend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
@@ -867,7 +866,6 @@ def test_a_writer_whose_clock_is_behind_makes_no_read_wrong(backend: EmbeddedBac
     assert read.exact_from[0] > NOON + 110 or read.values["whole"].to_pylist() == [105]
 
 
-@wrong("a bootstrap forgets the positions it covers: what it folded counts again when the stream offers it")
 def test_events_folded_by_a_bootstrap_are_not_counted_again_from_the_stream(backend: EmbeddedBackend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
@@ -880,7 +878,6 @@ def test_events_folded_by_a_bootstrap_are_not_counted_again_from_the_stream(back
     assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
 
 
-@wrong("events appended while a bootstrap is under way are dropped with the old generation")
 def test_events_appended_during_a_bootstrap_are_kept(backend: EmbeddedBackend) -> None:
     stream = counting(backend)
     stream.bootstrap([at(NOON - 3)])

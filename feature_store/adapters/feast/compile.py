@@ -68,10 +68,18 @@ def compile_view(view: FeatureView) -> StoredView:
         raise DefinitionError(
             view.name, "udf", "a transformation on a stream view is not computed yet", "transform in the source"
         )
+    keys = _keys(view)
+    features = tuple(sorted((_feature(view, f) for f in _features(view)), key=lambda f: f.name))
+    _check_apart(view.name, [f.name for f in (*keys, *features)])
+    for feature in features:
+        if feature.type is ValueType.TIMESTAMP_LIST:
+            raise DefinitionError(
+                view.name, f"feature '{feature.name}'", "a list of times cannot be stored yet", "store them as Int64"
+            )
     return PlainView(
         name=view.name,
-        keys=_keys(view),
-        features=tuple(sorted((_feature(view, f) for f in _features(view)), key=lambda f: f.name)),
+        keys=keys,
+        features=features,
         source=_source(view),
         ttl=(view.ttl or timedelta(0)) // _MICROSECOND,
         online=view.online,
@@ -95,7 +103,16 @@ def _windowed(view: StreamFeatureView) -> WindowedView:
     _check_names(view, aggregations, schema)
     windowed = WindowedView(name=view.name, keys=keys, aggregations=aggregations, source=source, online=view.online)
     windowed.column_types()
+    _check_apart(view.name, [*(k.name for k in keys), *windowed.columns])
+    _check_apart(view.name, [*(k.name for k in keys), *(a.name for a in aggregations)])
     return windowed
+
+
+def _check_apart(view: str, names: list[str]) -> None:
+    """SQL engines do not tell names apart by case alone, so one view may not have two such names."""
+    for i, name in enumerate(names):
+        if name.lower() in {other.lower() for other in names[:i]}:
+            raise DefinitionError(view, f"'{name}'", "is another name of this view but for its case", "rename one")
 
 
 def _aggregation(view: StreamFeatureView, declared: Any, schema: dict[str, Any]) -> Aggregation:
@@ -263,6 +280,8 @@ def _file_source(view: str, source: DataSource | None, push: str | None) -> Sour
     except ValueError as error:
         raise DefinitionError(view, subject, f"tag {DELAY_TAG}: {error}", "write it like 7d") from error
     mapping = dict(source.field_mapping or {})
+    if len(set(mapping.values())) < len(mapping):
+        raise DefinitionError(view, subject, "field_mapping gives two columns one name", "give each a name of its own")
     described = Source(
         name=source.name,
         path=source.path,

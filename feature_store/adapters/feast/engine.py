@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 from feast import Entity, FeatureView
 from feast.infra.common.materialization_job import MaterializationJob, MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.base import ComputeEngine
@@ -16,9 +18,12 @@ from feature_store.adapters.feast.online_store import check_views
 from feature_store.clock import SystemClock
 from feature_store.definitions.view import PlainView
 from feature_store.engines.duckdb.engine import DuckDBEngine
-from feature_store.errors import IsochronError
+from feature_store.errors import IsochronError, StoreNotReady
 from feature_store.stores.online.embedded import EmbeddedBackend
+from feature_store.stores.online.plain import PlainOnline
+from feature_store.stores.online.records import generation_of
 from feature_store.stores.online.store import OnlineStore
+from feature_store.stores.online.windowed import WindowedOnline
 from feature_store.timestamps import micros
 
 
@@ -80,7 +85,7 @@ class IsochronEngine(ComputeEngine):
         past, so the start is not used); of a plain view the rows from start to end are written, the newer winning.
         """
         tasks = [tasks] if isinstance(tasks, MaterializationTask) else tasks
-        engine = DuckDBEngine(self._root)
+        engine = DuckDBEngine(self._root, self.repo_config.offline_store.memory_limit)
         try:
             return [self._run(engine, task) for task in tasks]
         finally:
@@ -104,10 +109,31 @@ class IsochronEngine(ComputeEngine):
         now = min(SystemClock().now(), end)
         bar = task.tqdm_builder(1) if task.tqdm_builder else None
         if isinstance(view, PlainView):
-            store.plain(view).write(engine.newest_rows(view, start, end, now), now)
+            self._copy(engine, store.plain(view), start, end, now)
         else:
-            online = store.windowed(view)
-            online.bootstrap(engine.event_log(view, view.reach(now - online.settle), end + 1), now, end + 1)
+            self._fold(engine, store.windowed(view), end, now)
         if bar is not None:
             bar.update(1)
             bar.close()
+
+    def _copy(self, engine: DuckDBEngine, online: PlainOnline, start: int, end: int, now: int) -> None:
+        """Adds the rows of a time range; what was stored for another definition of the view is replaced whole."""
+        try:
+            with online.backend.reading() as txn:
+                generation_of(txn, online.project, online.view)
+        except StoreNotReady:
+            online.replace(engine.newest_rows(online.view, None, end, now), now)
+        else:
+            online.write(engine.newest_rows(online.view, start, end, now), now)
+
+    def _fold(self, engine: DuckDBEngine, online: WindowedOnline, end: int, now: int) -> None:
+        """Folds the event log up to `end`, unless what is stored was folded further already: a backfill of older days
+        must not take the newer ones away.
+        """
+        with contextlib.suppress(StoreNotReady), online.backend.reading() as txn:
+            if generation_of(txn, online.project, online.view).cut > end + 1:
+                click.echo(f"{online.view.name}: the online store is filled further already; left as it is")
+                return
+        space = online.begin()
+        log = engine.event_log(online.view, online.view.reach(now - online.settle), end + 1)
+        online.bootstrap(log, now, end + 1, space=space)

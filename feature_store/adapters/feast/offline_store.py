@@ -153,7 +153,7 @@ def _request(
     """The request behind Feast's references. Feast appends the inputs of on-demand views to them in set order; they are
     dropped here, for the request finds them again, in a fixed order.
     """
-    definitions = definitions_of(registry.proto(), project)
+    definitions = definitions_of(registry, project)
     projections = {v.projection.name_to_use(): v.projection for v in (*feature_views, *on_demand)}
     refs = [_ref(projections, text) for text in feature_refs]
     return definitions.request(refs[: _asked(definitions, refs)], full_names)

@@ -134,11 +134,11 @@ class IsochronOnlineStore(FeastOnlineStore):
         entities_to_keep: Sequence[Entity],
         partial: bool,
     ) -> None:
-        """Refuses what the contract refuses, before Feast commits. Nothing is deleted here: the commit can still fail;
-        a view that is gone from the registry is never read again, and its keys go with the project's or by erase.
+        """Refuses what the contract refuses, before Feast commits. Nothing is deleted here, for the commit can still
+        fail: views that are gone from the committed registry leave the store when this process ends.
         """
         check_views(tables_to_keep)
-        compile_at_exit(registry_file(config), config.project)
+        compile_at_exit(registry_file(config), _store(config))
 
     def plan(self, config: RepoConfig, desired_registry_proto: RegistryProto) -> list[InfraObject]:
         """The whole check, services and on-demand views too: Feast calls this for `feast plan` only."""
@@ -164,10 +164,12 @@ class IsochronOnlineStore(FeastOnlineStore):
         include_feature_view_version_metadata: bool = False,
     ) -> IsochronOnlineResponse:
         """The answer as of now. Join keys come first, then the features in the request's order, in every process."""
-        definitions = definitions_of(registry.proto(), project)
+        definitions = definitions_of(registry, project)
         wanted = features.name if isinstance(features, FeatureService) else features
         request = definitions.resolve(wanted, full_feature_names)
-        prepared = Prepared(request, _store(config), _history(_root(config), os.getpid()))
+        prepared = Prepared(
+            request, _store(config), _history(_root(config), config.offline_store.memory_limit, os.getpid())
+        )
         return IsochronOnlineResponse(prepared.read(_columnar(entity_rows), SystemClock().now()))
 
     async def get_online_features_async(self, *args: Any, **kwargs: Any) -> IsochronOnlineResponse:
@@ -217,7 +219,7 @@ def check_views(views: Sequence[Any]) -> None:
 def _check_services(definitions: Definitions) -> None:
     for name in definitions.services:
         request = definitions.resolve(name)
-        _ = request.by_view(), request.request_fields
+        _ = request.keys, request.request_fields
 
 
 def registry_file(config: RepoConfig) -> Path:
@@ -230,11 +232,11 @@ def _root(config: RepoConfig) -> Path:
 
 
 @lru_cache(maxsize=8)
-def _history(root: Path, process: int) -> DuckDBEngine:
+def _history(root: Path, memory_limit: str | None, process: int) -> DuckDBEngine:
     """The engine that answers times the store no longer holds, one a repository and process: opening it costs more
     than a read.
     """
-    return DuckDBEngine(root)
+    return DuckDBEngine(root, memory_limit)
 
 
 def _store(config: RepoConfig) -> OnlineStore:

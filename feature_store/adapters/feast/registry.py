@@ -5,15 +5,16 @@ from __future__ import annotations
 import atexit
 import hashlib
 import time
-from functools import lru_cache
 from pathlib import Path
 
+from feast.infra.registry.base_registry import BaseRegistry
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 
 from feature_store.adapters.feast.compile import compile_registry
 from feature_store.config import RepoConfig, compiled_beside
 from feature_store.definitions.repository import Definitions
 from feature_store.errors import ConfigError, IsochronError
+from feature_store.stores.online.store import OnlineStore
 
 _TRIES, _PAUSE = 50, 0.02
 
@@ -50,29 +51,34 @@ def compile_repository(config: RepoConfig) -> Definitions:
     return compile_file(config.registry, config.project)
 
 
-@lru_cache(maxsize=8)
-def _of_version(project: str, version: str, content: bytes) -> Definitions:
-    return compile_registry(RegistryProto.FromString(content), project, version)
+_compiled: dict[str, tuple[str, Definitions]] = {}
 
 
-def definitions_of(proto: RegistryProto, project: str) -> Definitions:
+def definitions_of(registry: BaseRegistry, project: str) -> Definitions:
     """The definitions in a registry that Feast holds, compiled once a version."""
-    return _of_version(project, proto.version_id, proto.SerializeToString(deterministic=True))
+    registry.list_projects(allow_cache=True)  # a look-up, unlike proto(), refreshes a cache that has run out
+    proto = registry.proto()
+    known = _compiled.get(project)
+    if known is None or known[0] != proto.version_id:
+        known = _compiled[project] = proto.version_id, compile_registry(proto, project, proto.version_id)
+    return known[1]
 
 
-_armed: set[tuple[Path, str]] = set()
+_armed: set[tuple[Path, OnlineStore]] = set()
 
 
-def compile_at_exit(registry: Path, project: str) -> None:
-    """Compiles the definitions when this process ends: Feast has no hook after it commits an apply."""
-    if (registry, project) not in _armed:
-        _armed.add((registry, project))
-        atexit.register(_compile_committed, registry, project)
+def compile_at_exit(registry: Path, store: OnlineStore) -> None:
+    """Compiles the definitions when this process ends: Feast has no hook after it commits an apply. Views that are no
+    longer declared leave the online store then, so that one declared again starts anew.
+    """
+    if (registry, store) not in _armed:
+        _armed.add((registry, store))
+        atexit.register(_compile_committed, registry, store)
 
 
-def _compile_committed(registry: Path, project: str) -> None:
+def _compile_committed(registry: Path, store: OnlineStore) -> None:
     """An apply that failed after our checks leaves the old registry, or none; its readers compile when they come."""
     try:
-        compile_file(registry, project)
+        store.keep_only(compile_file(registry, store.project).views)
     except IsochronError:
         compiled_beside(registry).unlink(missing_ok=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -11,9 +12,10 @@ import pyarrow as pa
 
 from feature_store.aggregations.events import Column, EventLog, Events, evaluate
 from feature_store.definitions.types import ValueType
-from feature_store.definitions.view import PlainView, WindowedView
+from feature_store.definitions.view import PlainView, StoredView, WindowedView
 from feature_store.engines.duckdb.scan import CREATED, TIME, quote, scan
-from feature_store.engines.engine import Spine
+from feature_store.engines.engine import ROW_TIME, Spine
+from feature_store.errors import SourceError
 from feature_store.plan.historical import AsOfStage, WindowStage
 from feature_store.timestamps import BEGINNING, arrow_timestamps
 
@@ -35,27 +37,38 @@ class DuckDBEngine:
     def close(self) -> None:
         self._connection.close()
 
+    @contextmanager
+    def _session(self, view: StoredView) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A session with temporary tables of its own; what DuckDB cannot read or convert is our error."""
+        try:
+            with self._connection.cursor() as session:
+                yield session
+        except duckdb.Error as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SourceError(f"view '{view.name}': source '{view.source.name}' could not be read: {reason}") from error
+
     def windows(self, stage: WindowStage, spine: Spine) -> dict[str, pa.Array]:
-        if not len(spine):
+        if not len(spine) or not stage.aggregations:
             return {a.name: pa.array([], a.output.arrow) for a in stage.aggregations}
         types = stage.view.column_types()
         columns = {a.column: types[a.column] for a in stage.aggregations if a.column != "*"}
         reaches = [a.tail(int(spine.times.min())) for a in stage.aggregations]
         start = None if None in reaches else min(r for r in reaches if r is not None)
-        with self._connection.cursor() as session:
+        with self._session(stage.view) as session:
             entity = self._entities(session, stage.key_columns, spine)
             events = self._events(session, stage.view, columns, start, int(spine.times.max()))
         return evaluate(events, stage.aggregations, entity, spine.times)
 
     def as_of(self, stage: AsOfStage, spine: Spine) -> dict[str, pa.Array]:
         types = {f.name: f.type for f in stage.view.features}
-        with self._connection.cursor() as session:
+        with self._session(stage.view) as session:
             entity = self._entities(session, stage.key_columns, spine)
             asked = pa.table({"__row": np.arange(len(spine)), "__entity": entity, "__as_of": spine.times})
             session.register("asked", asked)
             latest_known = int(spine.times.max(initial=BEGINNING))
             result = session.sql(self._as_of_sql(stage.view, types, latest_known)).to_arrow_table()
-        return {name: _column(result, name, types[name]) for name in stage.features}
+        values = {name: _column(result, name, types[name]) for name in stage.features}
+        return values | {ROW_TIME: result[TIME].combine_chunks()}
 
     def _as_of_sql(self, view: PlainView, types: Mapping[str, ValueType], end: int) -> str:
         live = f"rows.{TIME} >= asked.__as_of - {view.ttl}" if view.ttl else "TRUE"
@@ -66,14 +79,14 @@ class DuckDBEngine:
                 SELECT * FROM ({rows}) WHERE {TIME} <= {end}
                 QUALIFY row_number() OVER (PARTITION BY __entity, {TIME} ORDER BY {newest_first(types)}) = 1
             )
-            SELECT {values or "NULL"}
+            SELECT rows.{TIME}{", " + values if values else ""}
             FROM asked ASOF LEFT JOIN rows ON asked.__entity = rows.__entity AND asked.__as_of >= rows.{TIME}
             ORDER BY asked.__row"""
 
     def event_log(self, view: WindowedView, start: int | None, end: int) -> EventLog:
         reading = scan(view, view.column_types(), self._root)
         names = _key_names(view)
-        with self._connection.cursor() as session:
+        with self._session(view) as session:
             keys = ", ".join(map(quote, names)) if view.keys else f"0 AS {_NO_KEY}"
             where = f"{TIME} < {end}" + (f" AND {TIME} >= {start}" if start is not None else "")
             _number(session, names, f"SELECT DISTINCT {keys} FROM ({reading.admitted}) WHERE {where}")
@@ -87,7 +100,7 @@ class DuckDBEngine:
         keys = ", ".join(quote(k.name) for k in view.keys) or "1"
         where = f"{TIME} <= {end}" + (f" AND {TIME} >= {start}" if start is not None else "")
         waiting = f"CASE WHEN {TIME} > {now} THEN {TIME} END"
-        with self._connection.cursor() as session:
+        with self._session(view) as session:
             return session.sql(f"""
                 SELECT * FROM ({scan(view, types, self._root).admitted}) WHERE {where}
                 QUALIFY row_number() OVER (

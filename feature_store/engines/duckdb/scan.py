@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,25 @@ def scan(view: StoredView, columns: Mapping[str, ValueType], root: Path) -> Scan
         *(f"{_value(files, name, t, needed_by)} AS {quote(name)}" for name, t in columns.items() if name not in keys),
     ]
     present = " AND ".join(f"{sql} IS NOT NULL" for sql in (*keys.values(), time))
-    table = f"read_parquet([{', '.join(map(literal, files.files))}])"
+    table = _table(files)
     return Scan(
         admitted=f"SELECT {', '.join(selected)} FROM {table} WHERE {present}",
         rejected=f"SELECT count(*) FROM {table} WHERE NOT ({present})",
     )
+
+
+def _table(files: ParquetFiles) -> str:
+    """The files as a table whose columns are named by their place: SQL would not tell names apart by case alone.
+
+    A file's path is taken as it is, also where it holds the characters of a pattern.
+    """
+    paths = ", ".join(literal(glob.escape(file)) for file in files.files)
+    names = ", ".join(_place(files, name) for name in files.schemas[0].names)
+    return f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false) AS file({names})"
+
+
+def _place(files: ParquetFiles, physical: str) -> str:
+    return f"c{files.schemas[0].names.index(physical)}"
 
 
 def _value(files: ParquetFiles, name: str, wanted: ValueType, needed_by: str) -> str:
@@ -64,9 +79,10 @@ def _value(files: ParquetFiles, name: str, wanted: ValueType, needed_by: str) ->
     field = files.column(name, needed_by)
     found = of_arrow(field.type)
     if wanted is ValueType.BOOL and found is not ValueType.BOOL:
-        present = f"{quote(field.name)} IS NOT NULL"
+        column = _place(files, field.name)
+        present = f"{column} IS NOT NULL"
         if found and found.is_float:
-            present += f" AND isfinite({quote(field.name)})"
+            present += f" AND isfinite({column})"
         return f"CASE WHEN {present} THEN TRUE END"
     return _typed(files, name, wanted, needed_by)
 
@@ -80,9 +96,10 @@ def _typed(files: ParquetFiles, name: str, wanted: ValueType, needed_by: str) ->
             f"{field.type}, but is declared as {wanted.feast_name}. Correct the declaration, or the file."
         )
     if wanted.element is ValueType.TIMESTAMP:
-        return quote(field.name) if wanted.is_list else _time_sql(field)
+        place = _place(files, field.name)
+        return place if wanted.is_list else _time_sql(place, field.type)
     sql_type = _SQL_TYPES[wanted.element] + ("[]" if wanted.is_list else "")
-    return f"CAST({quote(field.name)} AS {sql_type})"
+    return f"CAST({_place(files, field.name)} AS {sql_type})"
 
 
 def readable(found: ValueType | None, wanted: ValueType) -> bool:
@@ -98,22 +115,21 @@ def readable(found: ValueType | None, wanted: ValueType) -> bool:
 
 
 def _micros(files: ParquetFiles, column: str, needed_by: str) -> str:
-    field = files.column(column, needed_by)
+    field = files.physical_column(column, needed_by)
     if of_arrow(field.type) is not ValueType.TIMESTAMP:
         raise SourceError(
             f"{needed_by}: time column '{field.name}' of source '{files.source.name}' ({files.source.path}) is "
             f"{field.type}, not a timestamp. Write it as a timestamp."
         )
-    return _time_sql(field)
+    return _time_sql(_place(files, field.name), field.type)
 
 
-def _time_sql(field: pa.Field) -> str:
+def _time_sql(name: str, arrow_type: pa.DataType) -> str:
     """A time column as microseconds; DuckDB's // truncates, so nanoseconds are floored by hand (dates before 1970)."""
-    name = quote(field.name)
-    if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+    if pa.types.is_timestamp(arrow_type) and arrow_type.unit == "ns":
         nanos = f"epoch_ns({name})"
         return f"(({nanos} - ((({nanos} % 1000) + 1000) % 1000)) // 1000)"
-    return f"epoch_us({name})" if pa.types.is_timestamp(field.type) else f"epoch_us(CAST({name} AS TIMESTAMP))"
+    return f"epoch_us({name})" if pa.types.is_timestamp(arrow_type) else f"epoch_us(CAST({name} AS TIMESTAMP))"
 
 
 def quote(name: str) -> str:

@@ -60,8 +60,8 @@ def admit(view: WindowedView, rows: pa.Table, appended_at: int) -> Admitted:
     )
 
 
-def _physical(view: WindowedView, rows: pa.Table, name: str) -> pa.ChunkedArray:
-    physical = view.source.physical(name)
+def _physical(view: WindowedView, rows: pa.Table, physical: str) -> pa.ChunkedArray:
+    """A column by its name in the source's files; the rows may give it that name or the mapped one."""
     mapped = view.source.field_mapping.get(physical, physical)
     given = [name for name in dict.fromkeys((physical, mapped)) if name in rows.column_names]
     if len(given) == 2:
@@ -72,7 +72,7 @@ def _physical(view: WindowedView, rows: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _column(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:
-    column = _physical(view, rows, name)
+    column = _physical(view, rows, view.source.physical(name))
     try:
         return typed(column, wanted, f"column '{name}'")
     except ColumnError as error:
@@ -81,7 +81,7 @@ def _column(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) ->
 
 def _counted(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:
     """A column as the view folds it; one that is only counted may have any type, for only its presence counts."""
-    column = _physical(view, rows, name).combine_chunks()
+    column = _physical(view, rows, view.source.physical(name)).combine_chunks()
     found = of_arrow(column.type)
     if wanted is ValueType.BOOL and found is not ValueType.BOOL:
         present = column.is_valid()

@@ -15,21 +15,38 @@ from feature_store.errors import SourceError
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """The files of one source, sorted, and the schema of the first; every file must have the columns that are read."""
+    """The files of one source, sorted, and the schema of each."""
 
     source: Source
     files: tuple[str, ...]
-    schema: pa.Schema
+    schemas: tuple[pa.Schema, ...]
 
     def column(self, name: str, needed_by: str) -> pa.Field:
-        """A column by the name views use for it. Raises SourceError when the file has none."""
-        physical = self.source.physical(name)
-        if physical not in self.schema.names:
-            raise SourceError(
-                f"{needed_by}: source '{self.source.name}' ({self.source.path}) has no column '{physical}'; "
-                f"it has: {', '.join(self.schema.names)}. Correct the file, or the source's field_mapping."
-            )
-        return self.schema.field(physical)
+        """A column by the name views use for it. Raises SourceError when a file has none, or another type of it."""
+        return self.physical_column(self.source.physical(name), needed_by)
+
+    def physical_column(self, physical: str, needed_by: str) -> pa.Field:
+        """A column by its name in the files; raises SourceError likewise."""
+        kinds = []
+        for file, schema in zip(self.files, self.schemas, strict=True):
+            if physical not in schema.names:
+                raise SourceError(
+                    f"{needed_by}: {file} of source '{self.source.name}' has no column '{physical}'; "
+                    f"it has: {', '.join(schema.names)}. Correct the file, or the source's field_mapping."
+                )
+            here, first = schema.field(physical).type, self.schemas[0].field(physical).type
+            kinds.append(here)
+            if here != first and not (pa.types.is_timestamp(here) and pa.types.is_timestamp(first)):
+                raise SourceError(
+                    f"{needed_by}: column '{physical}' of source '{self.source.name}' is {here} in {file} "
+                    f"but {first} in {self.files[0]}. Write all files alike."
+                )
+        return pa.field(physical, _finest(kinds))
+
+
+def _finest(kinds: list[pa.DataType]) -> pa.DataType:
+    """The one type of all files, or of times of several units the finest."""
+    return next((kind for kind in kinds if pa.types.is_timestamp(kind) and kind.unit == "ns"), kinds[0])
 
 
 def open_source(source: Source, root: Path) -> ParquetFiles:
@@ -44,11 +61,7 @@ def open_source(source: Source, root: Path) -> ParquetFiles:
             f"source '{source.name}': no Parquet file at {root / _local(source)}. "
             "Put the file there, or correct the source's path and apply again."
         )
-    return ParquetFiles(source, tuple(files), _schema(source, files[0]))
-
-
-def exists(source: Source, root: Path) -> bool:
-    return bool(_files(source, root))
+    return ParquetFiles(source, tuple(files), tuple(_schema(source, file) for file in files))
 
 
 def _local(source: Source) -> str:

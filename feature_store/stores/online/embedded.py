@@ -14,13 +14,23 @@ from pathlib import Path
 
 import lmdb
 
-from feature_store.errors import ConfigError
+from feature_store.errors import ConfigError, StoreError
 
 #: Address space that is reserved, not disk that is used: the file grows with what it holds.
 MAP_SIZE = 1 << 38
 
 _open: dict[tuple[str, int], lmdb.Environment] = {}
 _lock = threading.Lock()
+
+
+def _close_inherited() -> None:
+    """In a forked child: LMDB files must not be used across a fork, and not be opened beside the inherited ones."""
+    for environment in _open.values():
+        environment.close()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 class Snapshot:
@@ -46,6 +56,22 @@ class Snapshot:
                 if bytes(key[: len(prefix)]) != prefix:
                     return
                 yield bytes(key), bytes(value)
+
+
+class Nothing(Snapshot):
+    """The snapshot of a store that was never written."""
+
+    def __init__(self) -> None:
+        pass
+
+    def get(self, key: bytes) -> bytes | None:
+        return None
+
+    def first_from(self, key: bytes) -> bytes | None:
+        return None
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        return iter(())
 
 
 class Transaction(Snapshot):
@@ -85,21 +111,35 @@ class EmbeddedBackend:
     def _open(self) -> lmdb.Environment:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            return lmdb.open(str(self.path), map_size=MAP_SIZE, readahead=False, max_readers=512)
+            environment = lmdb.open(str(self.path), map_size=MAP_SIZE, readahead=False, max_readers=512)
+            environment.reader_check()  # a reader that was killed would keep every page it saw from being reused
+            return environment
         except (OSError, lmdb.Error) as error:
             raise ConfigError(f"the online store at {self.path} cannot be opened: {error}") from error
 
     @contextmanager
     def reading(self) -> Iterator[Snapshot]:
-        """A snapshot for the length of a block."""
-        with self._environment().begin() as transaction:
+        """A snapshot for the length of a block; that of an empty store where there is no file, which stays so."""
+        if not self.exists():
+            yield Nothing()
+            return
+        with self._refusing(), self._environment().begin() as transaction:
             yield Snapshot(transaction)
 
     @contextmanager
     def writing(self) -> Iterator[Transaction]:
         """A transaction for the length of a block: kept when the block ends well, dropped when it raises."""
-        with self._environment().begin(write=True) as transaction:
+        with self._refusing(), self._environment().begin(write=True) as transaction:
             yield Transaction(transaction)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.MapFullError as error:
+            raise StoreError(f"the online store at {self.path} is full ({MAP_SIZE >> 30} GiB).") from error
+        except lmdb.Error as error:
+            raise StoreError(f"the online store at {self.path} failed: {error}; check its disk.") from error
 
     def close(self) -> None:
         """Closes the file in this process."""

@@ -89,6 +89,10 @@ class HeadCodec:
             at = end
         return rows
 
+    def count(self, head: bytes) -> int:
+        """How many rows a head has."""
+        return len(self.split(head)) if self._text else len(head) // self._dtype.itemsize
+
     def times(self, head: bytes) -> np.ndarray:
         """The event time of each row of a head, in the order they were appended."""
         return self.decode(head)[0]["time"].astype(np.int64)

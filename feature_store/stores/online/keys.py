@@ -4,9 +4,11 @@ Layout, version 1 (integers big-endian, so that keys of one view lie together an
 
     version 0x01 | kind | u8 length, project | u8 length, view | u32 generation | u8 bucket | entity key
 
-kind is G (generation record: ends after the view), B (bucket record: ends after the bucket), S (suffix staircase),
-H (raw head) or P (plain rows). Names are preceded by their lengths, so no project or view is a prefix of another:
-deleting `fraud` never touches `antifraud`. An entity key is, for each join key in name order, a type tag and the
+kind is G (generation record: ends after the view), C (claim: which generation was last begun, ends there too),
+B (bucket record: ends after the bucket), S (suffix staircase), H (raw head) or P (plain rows). Names are preceded by
+their lengths, so no project or view is a prefix of another: deleting `fraud` never touches `antifraud`.
+
+An entity key is, for each join key in name order, a type tag and the
 value: `i` and eight bytes with the sign bit flipped, or `s`/`b`, u32 length and the bytes. So ("1", "11") and
 ("11", "1") differ. An entity key too long for the backend is 0xFF and its 32-byte BLAKE2b hash.
 """
@@ -58,12 +60,23 @@ def _name(text: str) -> bytes:
 
 def project_prefixes(project: str) -> list[bytes]:
     """What the keys of one project start with, for every kind."""
-    return [VERSION + kind + _name(project) for kind in (b"G", *KINDS)]
+    return [VERSION + kind + _name(project) for kind in (b"G", b"C", *KINDS)]
 
 
 def generation_key(project: str, view: str) -> bytes:
     """Where a view's generation record lies."""
     return VERSION + b"G" + _name(project) + _name(view)
+
+
+def claim_key(project: str, view: str) -> bytes:
+    """Where the number of the generation that was last begun lies, a u32."""
+    return VERSION + b"C" + _name(project) + _name(view)
+
+
+def view_of(generation: bytes) -> str:
+    """The view that a generation record's key is of."""
+    at = 3 + generation[2]
+    return generation[at + 1 :].decode()
 
 
 @dataclass(frozen=True)

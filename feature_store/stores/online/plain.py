@@ -2,7 +2,7 @@
 
 Layout of a value, version 1, little-endian::
 
-    "IP" | u8 version | u8 0 | 8 bytes schema fingerprint | u16 rows, then per row, by event time:
+    "IP" | u8 version | u8 0 | 8 bytes schema fingerprint | u32 rows, then per row, by event time:
     i64 event time | i64 created time (lowest: none) | null bits, one a feature, eight a byte
     | eight bytes a fixed-width feature | u32 length and bytes a variable-width one (features in name order in each)
 
@@ -24,25 +24,24 @@ import pyarrow as pa
 
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import PlainView
-from feature_store.errors import CorruptState, StoreNotReady
+from feature_store.errors import CorruptState
 from feature_store.stores.online.embedded import EmbeddedBackend, Snapshot, Transaction
 from feature_store.stores.online.keys import BUCKETS, Keyspace, bucket_of, entity_key, generation_key
 from feature_store.stores.online.records import (
     Bucket,
     Generation,
     bucket_record,
+    claim_next,
     delete_others,
     generation_of,
-    next_number,
 )
 from feature_store.stores.online.status import Status
 from feature_store.stores.online.values import from_arrow, is_variable, to_arrow
 from feature_store.timestamps import BEGINNING
 
-_HEADER = struct.Struct("<2sBB8sH")
+_HEADER = struct.Struct("<2sBB8sI")
 _ROW = struct.Struct("<qq")
 _MAGIC, _VERSION = b"IP", 1
-_CHUNK = 50_000
 
 #: Columns of a table of rows beside keys and features.
 TIME, CREATED = "__time", "__created"
@@ -130,9 +129,14 @@ class RowCodec:
         if fingerprint != self.fingerprint:
             raise CorruptState(f"view '{self.view.name}': a stored row is of another definition; bootstrap it again.")
         rows, at = [], _HEADER.size
-        for _ in range(count):
-            row, at = self._decode(data, at)
-            rows.append(row)
+        try:
+            for _ in range(count):
+                row, at = self._decode(data, at)
+                rows.append(row)
+        except (struct.error, ValueError, msgspec.MsgspecError) as error:
+            raise CorruptState(f"view '{self.view.name}': a stored row is cut off; bootstrap it again.") from error
+        if at != len(data):
+            raise CorruptState(f"view '{self.view.name}': a stored row is cut off; bootstrap it again.")
         return rows
 
     def _decode(self, data: bytes, at: int) -> tuple[Row, int]:
@@ -193,18 +197,17 @@ class PlainOnline:
     def write(self, table: pa.Table, now: int) -> int:
         """Adds rows: the newer event time wins, then the newer created time, then the greater values; how many keys.
 
-        Rows later than `now` wait beside the current one. All rows are written, or none.
+        Rows later than `now` wait beside the current one. All rows are written, or none. Raises StoreNotReady when
+        what is stored is of another definition: a few rows are no replacement for it.
         """
         with self.backend.writing() as txn:
-            try:
-                number = generation_of(txn, self.project, self.view).number
-            except StoreNotReady:
-                number = self._start(txn)
-            return self._write(txn, number, table, now)
+            if txn.get(generation_key(self.project, self.view.name)) is None:
+                return self._write(txn, self._start(txn), table, now)
+            return self._write(txn, generation_of(txn, self.project, self.view).number, table, now)
 
     def _start(self, txn: Transaction) -> int:
         """Begins a new, empty generation in the place of all others, and returns its number."""
-        space = Keyspace(self.project, self.view.name, next_number(txn, self.project, self.view.name))
+        space = claim_next(txn, self.project, self.view.name)
         delete_others(txn, space)
         for bucket in range(BUCKETS):
             txn.put(space.bucket(bucket), Bucket(BEGINNING).encode())

@@ -6,6 +6,7 @@ never an empty window.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import msgspec
 from feature_store.definitions.view import StoredView
 from feature_store.errors import CorruptState, StoreNotReady
 from feature_store.stores.online.embedded import Snapshot, Transaction
-from feature_store.stores.online.keys import BUCKETS, KINDS, Keyspace, generation_key
+from feature_store.stores.online.keys import BUCKETS, KINDS, Keyspace, claim_key, generation_key
 from feature_store.timestamps import BEGINNING
 
 
@@ -46,7 +47,21 @@ class Generation(msgspec.Struct, frozen=True, array_like=True):
 def next_number(txn: Snapshot, project: str, view: str) -> int:
     """The number of a view's next generation: above every one that any key in the store carries."""
     space = Keyspace(project, view, 0)
-    return max((number for kind in KINDS for number in _numbers(txn, space, kind)), default=0) + 1
+    held = (number for kind in KINDS for number in _numbers(txn, space, kind))
+    return max(claimed(txn, project, view), *held, 0) + 1
+
+
+def claim_next(txn: Transaction, project: str, view: str) -> Keyspace:
+    """Begins a generation: a number of its own, remembered so that whoever began earlier can see it was overtaken."""
+    number = next_number(txn, project, view)
+    txn.put(claim_key(project, view), struct.pack("<I", number))
+    return Keyspace(project, view, number)
+
+
+def claimed(txn: Snapshot, project: str, view: str) -> int:
+    """The number of the generation that was last begun, 0 if none was."""
+    record = txn.get(claim_key(project, view))
+    return struct.unpack("<I", record)[0] if record else 0
 
 
 def delete_others(txn: Transaction, space: Keyspace) -> None:
@@ -65,6 +80,15 @@ def _numbers(txn: Snapshot, space: Keyspace, kind: bytes) -> Iterator[int]:
         number = int.from_bytes(key[len(prefix) : len(prefix) + 4], "big")
         yield number
         key = txn.first_from(Keyspace(space.project, space.view, number + 1).prefix(kind))
+
+
+def positions_of(record: bytes | None) -> dict[int, tuple[int, int]]:
+    """The log positions in a generation record; none where there is no record, or none that can be read."""
+    if record is None:
+        return {}
+    with contextlib.suppress(CorruptState):
+        return Generation.decode(record).partitions
+    return {}
 
 
 def generation_of(txn: Snapshot, project: str, view: StoredView) -> Generation:
@@ -122,5 +146,7 @@ class Bucket:
         if len(data) < _HEADER.size or data[:3] != _MAGIC + bytes([_VERSION]):
             raise CorruptState("a bucket record is of no version that can be read; bootstrap the view again.")
         _, _, _, fence, exact_from, count = _HEADER.unpack_from(data)
+        if len(data) != _HEADER.size + count * _PARTITION.size:
+            raise CorruptState("a bucket record is cut off; bootstrap the view again.")
         parts = _PARTITION.iter_unpack(data[_HEADER.size : _HEADER.size + count * _PARTITION.size])
         return cls(exact_from, fence, {p: (epoch, following) for p, epoch, following in parts})

@@ -242,6 +242,12 @@ class StaircaseCodec:
         _, _, _, count, exact_from, fingerprint = _HEADER.unpack_from(data)
         if fingerprint != self.fingerprint:
             raise CorruptState(f"view '{self.view.name}': a stored value is of another definition; bootstrap it again.")
+        try:
+            return self._decode(data, count, exact_from)
+        except (struct.error, ValueError) as error:
+            raise CorruptState(f"view '{self.view.name}': a stored value is cut off; bootstrap it again.") from error
+
+    def _decode(self, data: bytes, count: int, exact_from: int) -> Base:
         at = _HEADER.size
         starts, at = _array(data, at, "<i8", count)
         n, at = _array(data, at, "<u4", count)

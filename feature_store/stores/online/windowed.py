@@ -19,7 +19,7 @@ from feature_store.aggregations.measures import State, combine
 from feature_store.definitions.aggregation import Aggregation
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
-from feature_store.errors import PositionGap, RequestError
+from feature_store.errors import BootstrapSuperseded, PositionGap, RequestError
 from feature_store.stores.online.embedded import EmbeddedBackend, Snapshot, Transaction
 from feature_store.stores.online.head import HeadCodec, rows_of
 from feature_store.stores.online.keys import BUCKETS, KINDS, Keyspace, bucket_of, entity_key, generation_key
@@ -27,9 +27,11 @@ from feature_store.stores.online.records import (
     Bucket,
     Generation,
     bucket_record,
+    claim_next,
+    claimed,
     delete_others,
     generation_of,
-    next_number,
+    positions_of,
 )
 from feature_store.stores.online.staircase import Base, Ordered, StaircaseCodec, newest, present_first
 from feature_store.stores.online.values import from_arrow, to_arrow
@@ -94,18 +96,23 @@ class WindowedOnline:
 
     # -- filling ------------------------------------------------------------------------------------------------
 
-    def bootstrap(self, log: EventLog, now: int, until: int, progress: Progress | None = None) -> int:
+    def begin(self) -> Keyspace:
+        """Begins a generation. From here on appends go into it too, so that a log read afterwards misses none."""
+        with self.backend.writing() as txn:
+            return claim_next(txn, self.project, self.view.name)
+
+    def bootstrap(
+        self, log: EventLog, now: int, until: int, progress: Progress | None = None, space: Keyspace | None = None
+    ) -> int:
         """Replaces the view's state by the fold of an event log and says how many entities it has.
 
         `now` is the writer's clock: events before `now - settle` are settled into staircases, later ones stay raw;
-        `until` is the event time up to which the log was read. A new generation is filled beside the old one and
-        readers switch in one transaction, so a failure leaves what was there.
+        `until` is the event time up to which the log was read. The generation `space` (a new one, if not begun
+        before) is filled beside the old one and readers switch in one transaction, so a failure leaves what was
+        there. Log positions carry over. Raises BootstrapSuperseded when another bootstrap began meanwhile.
         """
         exact_from = now - self.settle
-        with self.backend.writing() as txn:
-            space = Keyspace(self.project, self.view.name, next_number(txn, self.project, self.view.name))
-            for kind in KINDS:  # what an earlier bootstrap left when it was ended half-way
-                txn.delete_prefix(space.prefix(kind))
+        space = space or self.begin()
         entities = [entity_key(values) for values in _key_rows(log.keys, self.view)]
         bases, heads = self._fold(log.events, exact_from)
         for low in range(0, len(entities), _CHUNK):
@@ -114,7 +121,8 @@ class WindowedOnline:
                     if len(bases[i].starts) or any(map(len, bases[i].lasts.values())):
                         txn.put(space.entity(b"S", entities[i]), self._codec.encode(bases[i]))
                     if heads[i]:
-                        txn.put(space.entity(b"H", entities[i]), heads[i])
+                        key = space.entity(b"H", entities[i])
+                        txn.put(key, (txn.get(key) or b"") + heads[i])
             if progress:
                 progress(min(low + _CHUNK, len(entities)), len(entities))
         self._switch(space, exact_from, until)
@@ -129,11 +137,22 @@ class WindowedOnline:
 
     def _switch(self, space: Keyspace, exact_from: int, until: int) -> None:
         with self.backend.writing() as txn:
-            for bucket in range(BUCKETS):
-                txn.put(space.bucket(bucket), Bucket(exact_from).encode())
-            record = Generation(space.generation, self.view.fingerprint, until)
-            txn.put(generation_key(self.project, self.view.name), record.encode())
-            delete_others(txn, space)
+            overtaken = claimed(txn, self.project, self.view.name) != space.generation
+            if overtaken:
+                for kind in KINDS:
+                    txn.delete_prefix(space.prefix(kind))
+            else:
+                self._publish(txn, space, exact_from, until)
+        if overtaken:
+            raise BootstrapSuperseded(self.view.name)
+
+    def _publish(self, txn: Transaction, space: Keyspace, exact_from: int, until: int) -> None:
+        key = generation_key(self.project, self.view.name)
+        partitions = positions_of(txn.get(key))
+        for bucket in range(BUCKETS):
+            txn.put(space.bucket(bucket), Bucket(exact_from, partitions=partitions).encode())
+        txn.put(key, Generation(space.generation, self.view.fingerprint, until, partitions).encode())
+        delete_others(txn, space)
 
     # -- appending ----------------------------------------------------------------------------------------------
 
@@ -171,8 +190,12 @@ class WindowedOnline:
             record = bucket_record(txn, space, bucket)
             moved = Bucket(record.exact_from, record.fence, {**record.partitions, partition: (epoch, after)})
             txn.put(space.bucket(bucket), moved.encode())
+        begun = Keyspace(self.project, self.view.name, claimed(txn, self.project, self.view.name))
         for entity, rows in grouped.items():
             self._extend(txn, space, entity, b"".join(rows), now)
+            if begun.generation > space.generation:
+                key = begun.entity(b"H", entity)
+                txn.put(key, (txn.get(key) or b"") + b"".join(rows))
         partitions = {**generation.partitions, partition: (epoch, after)}
         txn.put(
             generation_key(self.project, self.view.name),
@@ -189,8 +212,10 @@ class WindowedOnline:
 
     def _extend(self, txn: Transaction, space: Keyspace, entity: bytes, rows: bytes, now: int) -> None:
         key = space.entity(b"H", entity)
-        head = (txn.get(key) or b"") + rows
-        if len(self._head.split(head)) > COMPACT_ROWS:
+        before = txn.get(key) or b""
+        head = before + rows
+        # Once every so many rows, not on every append past them: future rows stay raw however often one looks.
+        if self._head.count(head) // (COMPACT_ROWS or 1) > self._head.count(before) // (COMPACT_ROWS or 1):
             head = self._compact(txn, space, entity, head, now)
         if head:
             txn.put(key, head)
@@ -222,6 +247,9 @@ class WindowedOnline:
         """The named aggregations for each entity (None: a null key, which has no events) as of its time."""
         generation = generation_of(txn, self.project, self.view)
         space = Keyspace(self.project, self.view.name, generation.number)
+        if not entities:
+            empty = {name: pa.array([], self.view.feature_type(name).arrow) for name in names}
+            return WindowedRead(empty, np.zeros(0, bool), np.zeros(0, np.int64), [], generation)
         bases: list[Base | None] = []
         heads: list[bytes | None] = []
         exact_from: list[int] = []
