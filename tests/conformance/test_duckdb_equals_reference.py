@@ -326,15 +326,15 @@ def test_look_alike_composite_keys_are_two_entities() -> None:
 
 
 def test_files_of_other_time_units_in_one_folder_are_one_log(tmp_path: Path) -> None:
-    log = Log(KEY, {}, (LogRow((1,), -1, None, {}), LogRow((1,), 2, None, {})))
+    log = Log(KEY, {}, tuple(LogRow((1,), t, None, {}) for t in (-1, 2, -1)))
     view = windowed([aggregation("count", "*", name="n")], KEY, Layout().source(log))
     (tmp_path / "log").mkdir()
     pq.write_table(log.table(Layout(unit="us")), tmp_path / "log" / "a.parquet")
+    # The third row lies 794 nanoseconds inside the microsecond before the epoch.
     pq.write_table(log.table(Layout(unit="ns", zone=None)), tmp_path / "log" / "b.parquet")
     asked = Asked(KEY, tuple(((1,), t) for t in (-1, 0, 2, 3)))
-    engine = DuckDBEngine(tmp_path)
-    assert Case(log, Layout(), view, asked).retrieve(engine)["n"].to_pylist() == [0, 2, 2, 4]
-    engine.close()
+    with contextlib.closing(DuckDBEngine(tmp_path)) as engine:
+        assert Case(log, Layout(), view, asked).retrieve(engine)["n"].to_pylist() == [0, 4, 4, 6]
 
 
 def test_names_swapped_by_a_mapping_are_read_from_their_columns(tmp_path: Path) -> None:
@@ -488,6 +488,20 @@ def test_nan_stays_nan_in_a_plain_view_and_a_newer_null_is_a_value() -> None:
 def wrong(reason: str, *raises: type[Exception]) -> pytest.MarkDecorator:
     """A test that shows a wrong value; it fails as soon as the value is right."""
     return pytest.mark.xfail(reason=reason, strict=True, raises=raises or AssertionError)
+
+
+@wrong("files are united by names without case: `amount` of the second file is read from its `Amount`")
+def test_columns_that_differ_by_case_are_told_apart_in_every_file(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    rows = {"customer": [1], "Amount": [100], "amount": [1], "ts": times([5])}
+    pq.write_table(pa.table(rows), tmp_path / "log" / "a.parquet")
+    later = {"customer": [1], "amount": [2], "Amount": [200], "ts": times([6])}
+    pq.write_table(pa.table(later), tmp_path / "log" / "b.parquet")
+    source = Source(name="s", path="log", timestamp_field="ts")
+    view = windowed([aggregation("last", "amount", name="it", column_type=ValueType.INT64)], KEY, source)
+    spine = pa.table({"customer": [1, 1], "event_timestamp": times([6, 7])})
+    with contextlib.closing(DuckDBEngine(tmp_path)) as engine:
+        assert retrieve(definitions(view).resolve(["view:it"]), spine, engine)["it"].to_pylist() == [1, 2]
 
 
 @wrong("SQL names know no case: DuckDB answers `amount` from `Amount`")
