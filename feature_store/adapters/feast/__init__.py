@@ -1,5 +1,9 @@
 """The plug-ins that Feast loads by these names, and the helper that writes windowed views."""
 
+# Before Feast: importing it turns on the multi-process mode of whoever imports prometheus_client afterwards, in which
+# an app's own registry shows no totals.
+import prometheus_client  # noqa: F401, I001
+
 from feature_store.adapters.feast.engine import IsochronEngine
 from feature_store.adapters.feast.offline_store import IsochronOfflineStore, IsochronOfflineStoreConfig
 from feature_store.adapters.feast.online_store import IsochronOnlineStore, IsochronOnlineStoreConfig
