@@ -2,7 +2,7 @@
 
 # Before Feast: importing it turns on the multi-process mode of whoever imports prometheus_client afterwards, in which
 # an app's own registry shows no totals.
-import prometheus_client  # noqa: F401, I001
+import prometheus_client  # noqa: F401
 
 from feature_store.adapters.feast.engine import IsochronEngine
 from feature_store.adapters.feast.offline_store import IsochronOfflineStore, IsochronOfflineStoreConfig
