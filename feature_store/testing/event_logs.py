@@ -126,6 +126,7 @@ class Log:
         for number in range(layout.files):
             rows = [self.rows[i] for i in order[number * size : (number + 1) * size]]
             table = self.table(layout, rows)
+            table = table.select(table.column_names[:: -1 if number % 2 else 1])
             pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=layout.row_group or None)
         return folder
 
@@ -135,7 +136,7 @@ class Layout:
     """How a log lies in files: time unit and zone, a created column or none, mapped names, files and row groups.
 
     `shuffle` is the seed of the rows' order, None for that of arrival. Nanosecond files hold times inside their
-    microsecond, never before it.
+    microsecond, never before it. Every second file has its columns in the reverse order.
     """
 
     unit: str = "us"

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import tzset
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import Field, PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
+from feature_store.errors import SourceError
 from feature_store.retrieval.historical import retrieve
 from feature_store.stores.online.embedded import EmbeddedBackend
 from feature_store.stores.online.store import OnlineStore
@@ -61,6 +63,16 @@ def examples(count: int) -> settings:
 
 
 KEY = (Field("customer", ValueType.INT64),)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def far_from_greenwich() -> Iterator[None]:
+    """The machine's own time zone is not UTC: nothing may depend on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        tzset()
+        yield
+    tzset()
 
 
 @contextlib.contextmanager
@@ -109,7 +121,7 @@ def spines(draw: st.DrawFn, log: Log, steps: Sequence[int], delay: int = 0, most
     """
     happened = sorted({row.time + delay for row in log.admitted if row.time is not None}) or [ANCHORS[0]]
     shifts = [0, 0, 0, *steps, *(a + b for a in steps for b in steps)]
-    time = st.builds(
+    moments = st.builds(
         lambda event, shift, floored, beside: (event + shift) // (floored or 1) * (floored or 1) + beside,
         st.sampled_from(happened),
         st.sampled_from(shifts),
@@ -119,7 +131,7 @@ def spines(draw: st.DrawFn, log: Log, steps: Sequence[int], delay: int = 0, most
     seen = log.entities or [tuple(KEY_VALUES[k.type][0] for k in log.keys)]
     unseen = st.tuples(*(st.none() | st.sampled_from(KEY_VALUES[k.type]) for k in log.keys))
     keys = st.sampled_from(seen) | st.sampled_from(seen) | unseen
-    rows = draw(st.lists(st.tuples(keys, time), max_size=most))
+    rows = draw(st.lists(st.tuples(keys, moments), max_size=most))
     rows += [rows[i % len(rows)] for i in draw(st.lists(st.integers(0, 99), max_size=3)) if rows]
     return Asked(
         log.keys,
@@ -331,7 +343,7 @@ def test_files_of_other_time_units_in_one_folder_are_one_log(tmp_path: Path) -> 
     (tmp_path / "log").mkdir()
     pq.write_table(log.table(Layout(unit="us")), tmp_path / "log" / "a.parquet")
     # The third row lies 794 nanoseconds inside the microsecond before the epoch.
-    pq.write_table(log.table(Layout(unit="ns", zone=None)), tmp_path / "log" / "b.parquet")
+    pq.write_table(log.table(Layout(unit="ns")), tmp_path / "log" / "b.parquet")
     asked = Asked(KEY, tuple(((1,), t) for t in (-1, 0, 2, 3)))
     with contextlib.closing(DuckDBEngine(tmp_path)) as engine:
         assert Case(log, Layout(), view, asked).retrieve(engine)["n"].to_pylist() == [0, 4, 4, 6]
@@ -490,8 +502,20 @@ def wrong(reason: str, *raises: type[Exception]) -> pytest.MarkDecorator:
     return pytest.mark.xfail(reason=reason, strict=True, raises=raises or AssertionError)
 
 
-@wrong("files are united by names without case: `amount` of the second file is read from its `Amount`")
-def test_columns_that_differ_by_case_are_told_apart_in_every_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("zones", [("UTC", None), (None, "UTC")])
+@wrong("naive times are read in the machine's zone where another file of the source has zoned ones")
+def test_naive_times_are_utc_also_beside_files_with_zoned_ones(tmp_path: Path, zones: tuple) -> None:
+    log = Log(KEY, {}, (LogRow((1,), HOUR, None, {}),))
+    view = windowed([aggregation("count", "*", name="n")], KEY, Layout().source(log))
+    (tmp_path / "log").mkdir()
+    for i, zone in enumerate(zones):
+        pq.write_table(log.table(Layout(zone=zone)), tmp_path / "log" / f"{i}.parquet")
+    case = Case(log, Layout(), view, Asked(KEY, (((1,), HOUR), ((1,), HOUR + 1))))
+    with contextlib.closing(DuckDBEngine(tmp_path)) as engine:
+        assert case.retrieve(engine)["n"].to_pylist() == [0, 2]
+
+
+def test_columns_that_differ_by_case_in_several_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     rows = {"customer": [1], "Amount": [100], "amount": [1], "ts": times([5])}
     pq.write_table(pa.table(rows), tmp_path / "log" / "a.parquet")
@@ -500,8 +524,8 @@ def test_columns_that_differ_by_case_are_told_apart_in_every_file(tmp_path: Path
     source = Source(name="s", path="log", timestamp_field="ts")
     view = windowed([aggregation("last", "amount", name="it", column_type=ValueType.INT64)], KEY, source)
     spine = pa.table({"customer": [1, 1], "event_timestamp": times([6, 7])})
-    with contextlib.closing(DuckDBEngine(tmp_path)) as engine:
-        assert retrieve(definitions(view).resolve(["view:it"]), spine, engine)["it"].to_pylist() == [1, 2]
+    with contextlib.closing(DuckDBEngine(tmp_path)) as engine, pytest.raises(SourceError, match="but for case"):
+        retrieve(definitions(view).resolve(["view:it"]), spine, engine)
 
 
 @wrong("SQL names know no case: DuckDB answers `amount` from `Amount`")

@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from time import tzset
 from typing import Any
 from unittest import mock
 
@@ -80,6 +81,16 @@ TEXT_KEYS = (Field("a", ValueType.STRING), Field("b", ValueType.STRING))
 _projects = itertools.count()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def far_from_greenwich() -> Iterator[None]:
+    """The machine's own time zone is not UTC: nothing may depend on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        tzset()
+        yield
+    tzset()
+
+
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackend]:
     """One store file for all examples; each takes a project of its own."""
@@ -139,6 +150,7 @@ class Stream:
         self.lag = 0 if early else settle
         self.folded: list[LogRow] = []
         self.appended: list[LogRow] = []
+        self.next = 0
         self.ceiling = BEGINNING
         self.found: list[Mismatch] = []
         self.judged = self.flagged = 0
@@ -152,17 +164,27 @@ class Stream:
         self.folded, self.appended = list(rows), []
         self.ceiling = self.clock - self.lag
 
+    def refill(self, before: Sequence[LogRow], during: Callable[[], None]) -> None:
+        """Fills the view again from what the archive held when the filling began: rows appended `before` the archive
+        is read, and whatever `during` the filling appends and reads, is in the store alone.
+        """
+        begun, archived, now = self.online.begin(), self.log.subset(self.folded), self.clock
+        self.append(before)
+        log = event_log(self.view, archived, self.view.reach(now - self.settle))
+        self.online.bootstrap(log, now, END, lambda done, of: during(), begun)
+        self.ceiling = now - self.lag
+
     def append(self, rows: Sequence[LogRow], repeat: int = 0) -> Appended:
         """Appends rows, the last `repeat` of those appended before once more in front of them."""
         again = self.appended[len(self.appended) - repeat :] if repeat else []
-        offset = len(self.appended) - len(again)
         admitted = admit(self.view, self.log.table(rows=[*again, *rows]), self.clock)
         with self.online.backend.writing() as txn:
-            done = self.online.append(txn, admitted.keys, admitted.events, self.clock, 0, offset)
+            done = self.online.append(txn, admitted.keys, admitted.events, self.clock, 0, self.next - len(again))
+        self.next += len(rows)
         self.appended += rows
         self.folded += rows
         self.ceiling = max(self.ceiling, self.clock - self.lag)
-        assert done == Appended(len(rows), len(again), len(self.appended))
+        assert done == Appended(len(rows), len(again), self.next)
         return done
 
     # -- reading
@@ -208,7 +230,7 @@ class Stream:
             assert not read.known[i] or entity in seen
             key = encoded(self.view, entity)
             if key is not None and bucket_of(key) in touched:
-                assert 0 < read.positions[i][0][1] <= len(self.appended)
+                assert 0 < read.positions[i][0][1] <= self.next
 
     def check(self) -> None:
         listed = "\n".join(map(str, self.found[:10]))
@@ -259,14 +281,22 @@ class Play:
             asked.append((self.rng.choice([entity, entity, entity, unseen]), time))
         return asked
 
+    def meanwhile(self) -> None:
+        """What happens while a view is filled."""
+        self.tick()
+        self.stream.append(self.rows(3))
+        self.stream.judge(self.questions(2))
+
     def run(self, rounds: int, batch: int, reads: int) -> Stream:
-        """Bootstraps from some rows, then lets rounds of appends and reads follow."""
+        """Bootstraps from some rows, then lets rounds of appends and reads follow, sometimes another bootstrap."""
         self.stream.bootstrap(self.rows(3 * batch))
         self.stream.judge(self.questions(reads))
         for _ in range(rounds):
             self.tick()
             repeat = self.rng.choice([0, 0, 1, 2])
             self.stream.append(self.rows(batch), min(repeat, len(self.stream.appended)))
+            if self.rng.random() < 0.1:
+                self.stream.refill(self.rows(3), self.meanwhile)
             self.stream.judge(self.questions(reads))
         self.stream.clock += self.rng.choice([0, MINUTE, *self.steps])
         self.stream.judge(self.questions(reads))
@@ -292,7 +322,7 @@ def stream_over(backend: EmbeddedBackend, aggregations: Sequence[Any], keys: Seq
 # -- reads between writes ---------------------------------------------------------------------------------------------
 
 
-@examples(60)
+@examples(50)
 @given(
     aggregations=aggregation_sets(most=6),
     keys=st.sampled_from(KEYS),
@@ -564,6 +594,32 @@ def test_a_view_without_keys_can_be_filled_from_an_empty_log(backend: EmbeddedBa
     assert stream.read([((), NOON)]).values["n"].to_pylist() == [1]
 
 
+def test_a_read_of_no_entities_is_empty(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([])
+    assert stream.read([]).values["all"].to_pylist() == []
+
+
+def test_events_folded_by_a_bootstrap_are_not_counted_again_from_the_stream(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([])
+    rows = [at(NOON - 2), at(NOON - 1)]
+    stream.append(rows)
+    stream.bootstrap(rows)  # the archive holds what was appended
+    admitted = admit(stream.view, stream.log.table(rows=rows), NOON)
+    with backend.writing() as txn:
+        stream.online.append(txn, admitted.keys, admitted.events, NOON, 0, 0)
+    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
+
+
+def test_events_appended_during_a_bootstrap_are_kept(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - 3)])
+    log = event_log(stream.view, stream.log.subset([at(NOON - 3)]), None)
+    stream.online.bootstrap(log, NOON, END, lambda done, of: stream.append([at(NOON - 2)]) and None)
+    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
+
+
 def test_an_older_generation_leaves_nothing_behind(backend: EmbeddedBackend) -> None:
     stream = counting(backend)
     stream.bootstrap([at(NOON - HOUR, c) for c in range(20)] + [at(NOON, c) for c in range(20)])
@@ -821,12 +877,6 @@ def wrong(reason: str, raises: type[Exception] = AssertionError) -> pytest.MarkD
     return pytest.mark.xfail(reason=reason, strict=True, raises=raises)
 
 
-def test_a_read_of_no_entities_is_empty(backend: EmbeddedBackend) -> None:
-    stream = counting(backend)
-    stream.bootstrap([])
-    assert stream.read([]).values["all"].to_pylist() == []
-
-
 @pytest.mark.parametrize("values", [([None], [1.0]), ([1.0, None], [1.0, 2.0])])
 @wrong("a null inside a list is highest in DuckDB and lowest online: a tie has two winners")
 def test_a_tie_of_lists_with_nulls_has_one_winner(backend: EmbeddedBackend, values: tuple) -> None:
@@ -866,21 +916,37 @@ def test_a_writer_whose_clock_is_behind_makes_no_read_wrong(backend: EmbeddedBac
     assert read.exact_from[0] > NOON + 110 or read.values["whole"].to_pylist() == [105]
 
 
-def test_events_folded_by_a_bootstrap_are_not_counted_again_from_the_stream(backend: EmbeddedBackend) -> None:
+#   the writer of the archive and the store:   begin ... append to store, append to archive ... read archive
+@wrong("what is appended after a filling began, and archived before the archive is read, is counted twice")
+def test_events_archived_while_a_bootstrap_begins_are_counted_once(backend: EmbeddedBackend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
-    rows = [at(NOON - 2), at(NOON - 1)]
-    stream.append(rows)
-    stream.bootstrap(rows)  # the archive holds what was appended
-    admitted = admit(stream.view, stream.log.table(rows=rows), NOON)
-    with backend.writing() as txn:
-        stream.online.append(txn, admitted.keys, admitted.events, NOON, 0, 0)
-    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
+    begun = stream.online.begin()
+    stream.append([at(NOON - 2)])
+    log = event_log(stream.view, stream.log.subset([at(NOON - 2)]), None)
+    stream.online.bootstrap(log, NOON, END, None, begun)
+    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [1]
 
 
-def test_events_appended_during_a_bootstrap_are_kept(backend: EmbeddedBackend) -> None:
+#   the archive lags:   append position 0, fill from an archive without it, offer position 0 again
+@wrong("positions carry over to a state that does not hold their events: offered again, they are taken for repeated")
+def test_a_position_is_covered_only_by_a_state_that_holds_its_event(backend: EmbeddedBackend) -> None:
     stream = counting(backend)
-    stream.bootstrap([at(NOON - 3)])
-    log = event_log(stream.view, stream.log.subset([at(NOON - 3)]), None)
-    stream.online.bootstrap(log, NOON, END, lambda done, of: stream.append([at(NOON - 2)]) and None)
-    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
+    stream.bootstrap([])
+    stream.append([at(NOON - 2)])
+    stream.bootstrap([])
+    read = stream.read([((1,), NOON)])
+    assert read.values["all"].to_pylist() == [min(read.positions[0].get(0, (0, 0))[1], 1)]
+
+
+@wrong("appends go on into a generation that was begun and never finished; nothing compacts its heads")
+def test_a_bootstrap_that_died_costs_later_appends_nothing(backend: EmbeddedBackend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([])
+    stream.online.begin()
+    for i in range(300):
+        stream.clock = NOON + i * SECOND
+        stream.append([at(stream.clock)])
+    with backend.reading() as txn:
+        heads = [value for _, value in txn.scan(Keyspace(stream.online.project, "view", 1).every_generation(b"H"))]
+    assert sum(map(len, heads)) < 200 * 25

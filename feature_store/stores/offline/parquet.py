@@ -34,6 +34,11 @@ class ParquetFiles:
                     f"{needed_by}: {file} of source '{self.source.name}' has no column '{physical}'; "
                     f"it has: {', '.join(schema.names)}. Correct the file, or the source's field_mapping."
                 )
+            if len(self.files) > 1 and sum(n.lower() == physical.lower() for n in schema.names) > 1:
+                raise SourceError(
+                    f"{needed_by}: {file} of source '{self.source.name}' has two columns named '{physical}' but for "
+                    "case, which several files read as one table do not tell apart. Rename one, or write one file."
+                )
             here, first = schema.field(physical).type, self.schemas[0].field(physical).type
             kinds.append(here)
             if here != first and not (pa.types.is_timestamp(here) and pa.types.is_timestamp(first)):
