@@ -59,13 +59,25 @@ def apply(repo: Repo = DEFAULT_REPO) -> None:
     )
 
 
+Knowledge = Annotated[
+    bool, typer.Option("--knowledge-time", help="Count only what was created by each row's time, late data not.")
+]
+
+
 @app.command()
 def historical(
     service: Annotated[str, typer.Argument(help="A feature service's name.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write: the rows with their features.")],
     spine: Annotated[
-        Path, typer.Option(help="Parquet file of the rows to fill: keys, event_timestamp, request values.")
-    ],
-    out: Annotated[Path, typer.Option(help="Parquet file to write: the same rows with their features.")],
+        Path | None, typer.Option(help="Parquet file of the rows to fill: keys, event_timestamp, request values.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Without a spine: every row of the views from this time on.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Without a spine: up to this time; now if absent.")
+    ] = None,
+    knowledge_time: Knowledge = False,
     source: Sources = None,
     repo: Repo = DEFAULT_REPO,
     explain: Annotated[bool, typer.Option("--explain", help="Print the plan and stop.")] = False,
@@ -74,16 +86,61 @@ def historical(
 
     Example: isochron historical fraud_v1 --spine rows.parquet --out filled.parquet
     """
+    import pyarrow.parquet as pq
+
     from feature_store import FeatureLayer
+    from feature_store.timestamps import moment
 
     with FeatureLayer(repo, sources=_paths(source)) as layer:
-        retrieval = layer.get_historical_features(spine, service)
+        first, last = (None if text is None else moment(_time(text)) for text in (start, end))
+        retrieval = layer.get_historical_features(
+            spine, service, knowledge_time=knowledge_time, start_date=first, end_date=last
+        )
         if explain:
             typer.echo(retrieval.explain())
             return
-        table = retrieval.to_arrow()
-        retrieval.to_parquet(out)
-    typer.echo(f"{table.num_rows:,} rows, {len(retrieval.request.refs)} features -> {out}")
+        written = retrieval.to_parquet(out)
+    files = [written] if written.is_file() else sorted(written.glob("*.parquet"))
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    typer.echo(f"{rows:,} rows, {len(retrieval.request.refs)} features -> {out}")
+
+
+@app.command("training-set")
+def training_set(
+    service: Annotated[str, typer.Argument(help="A feature service's name.")],
+    spine: Annotated[Path, typer.Option(help="Parquet file of the rows: keys, event_timestamp, request values.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: data.parquet, spine.parquet, manifest.json.")],
+    knowledge_time: Knowledge = False,
+    source: Sources = None,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Write a training set with a manifest from which `isochron rebuild` makes the same bytes again.
+
+    Example: isochron training-set fraud_v1 --spine rows.parquet --out sets/2018-07
+    """
+    from feature_store import FeatureLayer
+
+    with FeatureLayer(repo, sources=_paths(source)) as layer:
+        made = layer.training_set(spine, service, out, knowledge_time=knowledge_time)
+    typer.echo(f"{made.manifest.rows:,} rows -> {made.data}\nsha256 {made.manifest.data}")
+
+
+@app.command()
+def rebuild(
+    manifest: Annotated[Path, typer.Argument(help="The manifest.json of a training set, its spine.parquet beside it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    source: Sources = None,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Make a training set again from its manifest; fails, saying what changed, unless the bytes are the same.
+
+    Example: isochron rebuild sets/2018-07/manifest.json --out again
+    """
+    from feature_store import FeatureLayer
+
+    with FeatureLayer(repo, sources=_paths(source)) as layer:
+        made = layer.rebuild_training_set(manifest, out)
+    typer.echo(f"{made.manifest.rows:,} rows -> {made.data}, the same bytes\nsha256 {made.manifest.data}")
 
 
 @app.command()

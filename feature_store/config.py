@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import yaml
 from feature_store.errors import ConfigError
 
 ONLINE_BACKENDS = ("embedded",)
+ENGINES = ("duckdb", "spark")
 
 
 @dataclass(frozen=True)
 class RepoConfig:
     """A repository's folder, its project name, and the resolved paths of its registry and embedded online
-    store; `memory_limit` as DuckDB writes it, such as `4GB`.
+    store; the engine that computes history, `memory_limit` as DuckDB writes it (`4GB`), and for Spark the master's
+    URL and further settings.
     """
 
     root: Path
@@ -25,6 +28,9 @@ class RepoConfig:
     registry: Path
     online_path: Path
     memory_limit: str | None = None
+    engine: str = "duckdb"
+    spark_master: str | None = None
+    spark_conf: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def compiled(self) -> Path:
@@ -55,12 +61,18 @@ def load_config(root: str | os.PathLike[str]) -> RepoConfig:
     if not isinstance(content, dict) or not content.get("project"):
         raise ConfigError(f"{path} names no project.")
     online, offline = content.get("online_store") or {}, content.get("offline_store") or {}
+    offline = offline if isinstance(offline, dict) else {}
+    if (engine := offline.get("engine", "duckdb")) not in ENGINES:
+        raise ConfigError(f"{path}: offline_store engine '{engine}' is not one of: {', '.join(ENGINES)}.")
     return RepoConfig(
         root=folder,
         project=content["project"],
         registry=folder / registry_path(content.get("registry"), path),
         online_path=folder / online_path(online if isinstance(online, dict) else {}),
-        memory_limit=offline.get("memory_limit") if isinstance(offline, dict) else None,
+        memory_limit=offline.get("memory_limit"),
+        engine=engine,
+        spark_master=offline.get("spark_master"),
+        spark_conf=offline.get("spark_conf") or {},
     )
 
 

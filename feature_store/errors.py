@@ -123,3 +123,14 @@ class ModelError(IsochronError):
 
 class ValuesDiffer(IsochronError):
     """A comparison of feature values found mismatches."""
+
+
+class NotCarried(IsochronError, NotImplementedError):
+    """A part of Feast's interface that has no counterpart here, said by name."""
+
+    def __init__(self, what: str, instead: str) -> None:
+        super().__init__(f"{what} is not carried by Isochron; {instead}.")
+
+
+class TrainingSetError(IsochronError):
+    """A training set cannot be written where it is asked, or its manifest no longer gives the same bytes."""

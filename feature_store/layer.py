@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import hashlib
 import logging
 import os
@@ -17,10 +18,13 @@ from feature_store.config import RepoConfig, load_config
 from feature_store.definitions.repository import Definitions
 from feature_store.definitions.view import PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
+from feature_store.engines.open import open_engine
 from feature_store.engines.stream.admission import admit
-from feature_store.errors import ConfigError, RequestError, UnknownName
+from feature_store.errors import ConfigError, RequestError, SpineError, UnknownName
 from feature_store.retrieval.historical import HistoricalFeatures
 from feature_store.retrieval.online import AsOf, OnlineFeatures, Prepared
+from feature_store.retrieval.spine import read_spine, time_range
+from feature_store.retrieval.training_set import TrainingSet, rebuild_training_set, write_training_set
 from feature_store.stores.online.embedded import EmbeddedBackend
 from feature_store.stores.online.store import OnlineStore
 from feature_store.stores.online.windowed import Appended
@@ -51,11 +55,13 @@ class FeatureLayer:
         if self._sources:
             self.definitions = self.definitions.with_sources(self._sources)
         self._engine = DuckDBEngine(self.config.root, self.config.memory_limit)
+        self._history = open_engine(self.config) if self.config.engine != "duckdb" else self._engine
         self._backend = EmbeddedBackend(self.config.online_path)
         self.store = OnlineStore(self._backend, self.config.project)
 
     def close(self) -> None:
-        """Frees the engine. The online store's file stays open for other layers of this process."""
+        """Frees the engines. The online store's file stays open for other layers of this process."""
+        self._history.close()
         self._engine.close()
 
     def __enter__(self) -> FeatureLayer:
@@ -67,14 +73,56 @@ class FeatureLayer:
     # -- training -----------------------------------------------------------------------------------------------
 
     def get_historical_features(
-        self, entity_df: Any, features: Any, full_feature_names: bool = False
+        self,
+        entity_df: Any,
+        features: Any,
+        full_feature_names: bool = False,
+        *,
+        knowledge_time: bool = False,
+        start_date: dt.datetime | None = None,
+        end_date: dt.datetime | None = None,
     ) -> HistoricalFeatures:
         """The features of each row of `entity_df` as of its `event_timestamp`; runs when values are asked for.
 
         `entity_df` is a pandas, Polars or Arrow table, a Parquet path or SQL. `features` is a feature service's name,
-        a list of `view:feature`, or a Feast FeatureService.
+        a list of `view:feature`, or a Feast FeatureService. With `knowledge_time` a row sees only what was known at
+        its time: rows whose created time (event time where there is none) is not after it.
+
+        Without a spine (None) every row of the views from `start_date` to `end_date` asks, both included; as in Feast
+        the end is now where it is not given, and the start the longest ttl of the views before the end, or 30 days.
         """
-        return HistoricalFeatures(self._request(features, full_feature_names), entity_df, self._engine)
+        request = self._request(features, full_feature_names)
+        if entity_df is None:
+            entity_df = time_range(request, start_date, end_date, self.clock.now())
+        elif start_date is not None or end_date is not None:
+            raise SpineError("start_date and end_date are for retrieval without an entity_df; give one or the other.")
+        return HistoricalFeatures(request, entity_df, self._history, knowledge_time)
+
+    def training_set(
+        self,
+        entity_df: Any,
+        features: Any,
+        path: str | os.PathLike[str],
+        full_feature_names: bool = False,
+        *,
+        knowledge_time: bool = False,
+    ) -> TrainingSet:
+        """Writes a training set: the folder `path` with the rows and their features, the spine, and a manifest of what
+        they were made of. Arguments as for `get_historical_features`; an existing folder is refused.
+        """
+        request = self._request(features, full_feature_names)
+        spine = read_spine(entity_df)
+        return write_training_set(
+            request, spine, self._history, self.config.root, Path(path), self.clock.now(), knowledge_time
+        )
+
+    def rebuild_training_set(self, manifest: str | os.PathLike[str], path: str | os.PathLike[str]) -> TrainingSet:
+        """Makes a training set again from its manifest, in another folder; the bytes are the same, or it raises
+        TrainingSetError that says what changed: definitions, a source's files, the spine, or the versions used.
+        """
+        return rebuild_training_set(
+            Path(manifest), self.definitions, self._history, self.config.root, Path(path), self.clock.now()
+        )
 
     # -- serving ------------------------------------------------------------------------------------------------
 

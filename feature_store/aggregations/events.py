@@ -1,4 +1,4 @@
-"""Events in folding order, and folds over ranges of them.
+"""Events in folding order, and the values of windows over them.
 
 Events lie sorted by entity and, within an entity, by order key (event time, created time, value): the one order in
 which every engine folds. A window is then a range of neighbours, found by binary search, and its value is a pure
@@ -8,17 +8,28 @@ threads can change a bit of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from feature_store.aggregations.finalize import finalize
-from feature_store.aggregations.measures import State, combine, identity, lift, measure_of, put, take
+from feature_store.aggregations.folding import fold_ranges
+from feature_store.aggregations.known import Runs
+from feature_store.aggregations.measures import State, combine, identity, measure_of, put, take
+from feature_store.aggregations.sketches import SKETCHED, evaluate_sets
 from feature_store.definitions.aggregation import Aggregation
 from feature_store.definitions.types import ValueType
-from feature_store.timestamps import BEGINNING
+
+#: A window's length and hop; a range [low, high) of places for each window.
+Window = tuple[int, int]
+Range = tuple[np.ndarray, np.ndarray]
+
+#: Functions that are looked up in a copy of a window's values where those known at a time do not lie together.
+COPIED = ("last_n", *SKETCHED)
+COPIED_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -66,41 +77,70 @@ def _ranks(array: pa.Array) -> np.ndarray:
 class Events:
     """The events of many entities. Those of entity `e` are rows `offsets[e]` to `offsets[e + 1]`, by event time.
 
-    `times` and `created` are int64 microseconds (`created` is BEGINNING where it is missing, the lowest).
+    `times` and `created` are int64 microseconds (`created` is BEGINNING where it is missing, the lowest). `known` is
+    when each event was known, where that limits who may see it (knowledge-time joins), else None.
     """
 
     offsets: np.ndarray
     times: np.ndarray
     created: np.ndarray
     columns: dict[str, Column]
+    known: np.ndarray | None = None
 
-    def rank(self, entity: np.ndarray, time: np.ndarray | int) -> np.ndarray:
-        """How many events (counted over all rows) lie before `time` in each entity's range, vectorized bisection.
+    @cached_property
+    def entity(self) -> np.ndarray:
+        """The entity of each event."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def rank(self, entity: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """How many events (counted over all rows) lie before `time` in each entity's range.
 
         An entity of -1 has no events: its rank is 0.
         """
+        if not len(self.times):
+            return np.zeros(len(entity), np.int64)
+        if self._composite is None:
+            return self._bisected(entity, time)
+        first, bits, composite = self._composite
+        beyond = int(self.times.max()) + 1
+        return np.searchsorted(composite, (entity << bits) + (np.clip(time, first, beyond) - first))
+
+    @cached_property
+    def _composite(self) -> tuple[int, int, np.ndarray] | None:
+        """The least time, the bits that hold a time from there on, and entity and time of each event in one integer;
+        None where 63 bits do not hold both.
+        """
+        first = int(self.times.min())
+        bits = (int(self.times.max()) + 1 - first).bit_length()
+        if bits + len(self.offsets).bit_length() > 63:
+            return None
+        return first, bits, (self.entity << bits) + (self.times - first)
+
+    def _bisected(self, entity: np.ndarray, time: np.ndarray) -> np.ndarray:
         known = entity >= 0
         safe = np.where(known, entity, 0)
-        if len(self.offsets) < 2:
-            return np.zeros(len(entity), np.int64)
-        low, high = self.offsets[safe], np.where(known, self.offsets[safe + 1], self.offsets[safe])
-        low, high = np.where(known, low, 0), np.where(known, high, 0)
-        times = np.broadcast_to(np.asarray(time, np.int64), entity.shape)
+        low = np.where(known, self.offsets[safe], 0)
+        high = np.where(known, self.offsets[safe + 1], 0)
         while (open_ := np.flatnonzero(low < high)).size:
             middle = (low[open_] + high[open_]) >> 1
-            before = self.times[middle] < times[open_]
+            before = self.times[middle] < time[open_]
             low[open_] = np.where(before, middle + 1, low[open_])
             high[open_] = np.where(before, high[open_], middle)
         return low
 
+    def starts(self, entity: np.ndarray) -> np.ndarray:
+        """Where each entity's range begins; 0 for an entity of -1."""
+        return np.where(entity >= 0, self.offsets[np.maximum(entity, 0)], 0)
+
     def ordered_by(self, column: str) -> np.ndarray:
         """A permutation of the rows into the order keys of one column: it moves rows of equal times only."""
-        values = self.columns[column].values
-        entity = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-        tied = (entity[1:] == entity[:-1]) & (self.times[1:] == self.times[:-1])
-        if not tied.any():
-            return np.arange(len(values))
-        return np.lexsort((values, self.created, self.times, entity))
+        order = np.arange(len(self.times))
+        same = (self.entity[1:] == self.entity[:-1]) & (self.times[1:] == self.times[:-1])
+        tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
+        if tied.size:
+            keys = (self.columns[column].values, self.created, self.times, self.entity)
+            order[tied] = tied[np.lexsort(tuple(key[tied] for key in keys))]
+        return order
 
 
 @dataclass(frozen=True)
@@ -117,23 +157,34 @@ class EventLog:
 
 @dataclass(frozen=True)
 class ColumnFold:
-    """Folds over the non-null values of one column, in its order: `rows` are the event rows of those values."""
+    """Folds over the non-null values of one column (over all events, for `*`), in its order.
+
+    `rows` are the event rows of those values, `before[i]` counts them among the first i events, `known` is when each
+    was known (None: always).
+    """
 
     column: Column
     rows: np.ndarray
     before: np.ndarray
+    known: np.ndarray | None
 
     @classmethod
     def of(cls, events: Events, column: str) -> ColumnFold:
+        count = len(events.times)
+        if column == "*":
+            everything = Column(ValueType.BOOL, np.ones(count, np.int64), np.ones(count, bool), pa.nulls(count))
+            return cls(everything, np.arange(count), np.arange(count + 1), events.known)
         order = events.ordered_by(column)
         valid = events.columns[column].valid[order]
-        return cls(events.columns[column], order[valid], np.concatenate([[0], np.cumsum(valid)]))
+        rows = order[valid]
+        known = None if events.known is None else events.known[rows]
+        return cls(events.columns[column], rows, np.concatenate([[0], np.cumsum(valid)]), known)
 
-    @property
+    @cached_property
     def values(self) -> np.ndarray:
         return self.column.values[self.rows]
 
-    def narrow(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def narrow(self, low: np.ndarray, high: np.ndarray) -> Range:
         """Ranges of event rows as ranges of this column's non-null values. Ties at one time never straddle an edge."""
         return self.before[low], self.before[high]
 
@@ -141,33 +192,22 @@ class ColumnFold:
         """The state of each range of non-null values."""
         return fold_ranges(self.values, low, high, measures)
 
+    def states(self, aggregations: list[Aggregation], ranges: Mapping[Window, Range]) -> dict[Window, State]:
+        """What the aggregations of each window need of it. Every measure is folded once for all windows together."""
+        states: dict[Window, State] = {w: {"n": np.maximum(high - low, 0)} for w, (low, high) in ranges.items()}
+        for measure in measures_of(aggregations, self.column.type):
+            windows = _windows(a for a in aggregations if measure in measures_of([a], self.column.type))
+            low, high = (np.concatenate([ranges[w][side] for w in windows]) for side in (0, 1))
+            folded = fold_ranges(self.values, low, high, [measure])
+            for i, window in enumerate(windows):
+                size = len(ranges[window][0])
+                states[window] |= take(folded, slice(i * size, (i + 1) * size))
+        return states
 
-def fold_ranges(values: np.ndarray, low: np.ndarray, high: np.ndarray, measures: Iterable[str]) -> State:
-    """The state of `values[low:high]` for every pair, folded from the first value to the last.
 
-    Doubling: after step k, element i holds the fold of the 2^k values from i on; a range takes one such block for each
-    bit of its length. The blocks start where the range starts, so equal ranges give equal bits wherever they lie.
-    Costs len(values) * log2(longest range), whatever the number of ranges or their overlap.
-    """
-    measures = tuple(measures)
-    length = np.maximum(high - low, 0)
-    if not measures:
-        return {"n": length.astype(np.int64)}
-    blocks = lift(values, measures)
-    result = identity(measures, values.dtype, len(low))
-    position = low.copy()
-    step = 1
-    longest = int(length.max(initial=0))
-    while step <= longest:
-        due = np.flatnonzero(length & step)
-        if due.size:
-            put(result, due, combine(take(result, due), take(blocks, position[due]), measures))
-            position[due] += step
-        step *= 2
-        if step <= longest:
-            half = step // 2
-            blocks = combine(take(blocks, slice(None, -half)), take(blocks, slice(half, None)), measures)
-    return result
+def measures_of(aggregations: Iterable[Aggregation], column: ValueType) -> list[str]:
+    """The measures that some aggregations of one column need, sorted."""
+    return sorted({m for a in aggregations if (m := measure_of(a.function, column))})
 
 
 def evaluate(
@@ -175,39 +215,99 @@ def evaluate(
 ) -> dict[str, pa.Array]:
     """The value of every aggregation for each pair of entity (row of `offsets`, -1 if it has no events) and time.
 
-    Returns Arrow arrays by aggregation name. The contract's definition: events with floor_H(t - W) <= event time < t.
+    Returns Arrow arrays by aggregation name. The contract's definition: events with floor_H(t - W) <= event time < t,
+    and where `events.known` is given only those known at or before t.
     """
     aggregations = list(aggregations)
     head = events.rank(entity, time)
-    tails = {key: _tail_ranks(events, entity, time, *key) for key in {(a.window, a.hop) for a in aggregations}}
+    tails = {window: _tail_ranks(events, entity, time, *window) for window in _windows(aggregations)}
     values: dict[str, pa.Array] = {}
     for column in sorted({a.column for a in aggregations}):
         here = [a for a in aggregations if a.column == column]
-        if column == "*":
-            values |= {a.name: pa.array(head - tails[a.window, a.hop], pa.int64()) for a in here}
-            continue
         fold = ColumnFold.of(events, column)
-        for window in sorted({(a.window, a.hop) for a in here}):
-            low, high = fold.narrow(tails[window], head)
-            values |= _window_values(fold, [a for a in here if (a.window, a.hop) == window], low, high)
+        ranges = {window: fold.narrow(tails[window], head) for window in _windows(here)}
+        if fold.known is None:
+            values |= _column_values(fold, here, ranges)
+        else:
+            values |= _known_values(fold, fold.known, here, ranges, time)
     return values
 
 
+def _windows(aggregations: Iterable[Aggregation]) -> list[Window]:
+    return sorted({(a.window, a.hop) for a in aggregations})
+
+
 def _tail_ranks(events: Events, entity: np.ndarray, time: np.ndarray, window: int, hop: int) -> np.ndarray:
-    return events.rank(entity, (time - window) // hop * hop if window else BEGINNING)
+    if not len(events.times):
+        return np.zeros(len(entity), np.int64)
+    return events.rank(entity, (time - window) // hop * hop) if window else events.starts(entity)
+
+
+def _column_values(
+    fold: ColumnFold, aggregations: list[Aggregation], ranges: Mapping[Window, Range]
+) -> dict[str, pa.Array]:
+    states = fold.states(aggregations, ranges)
+    values: dict[str, pa.Array] = {}
+    for window, bounds in ranges.items():
+        here = [a for a in aggregations if (a.window, a.hop) == window]
+        values |= _window_values(fold, here, states[window], *bounds)
+    return values
 
 
 def _window_values(
-    fold: ColumnFold, aggregations: list[Aggregation], low: np.ndarray, high: np.ndarray
+    fold: ColumnFold, aggregations: list[Aggregation], state: State, low: np.ndarray, high: np.ndarray
 ) -> dict[str, pa.Array]:
-    measures = {m for a in aggregations if (m := measure_of(a.function, fold.column.type))}
-    state = fold.fold(low, high, sorted(measures))
-    return {
-        a.name: _looked_up(fold, a, low, high)
-        if a.function.kind in ("first", "last", "last_n")
-        else to_arrow(*finalize(a.function, fold.column.type, state), a.output)
-        for a in aggregations
-    }
+    values = evaluate_sets(fold, aggregations, low, high)
+    for a in aggregations:
+        if a.function.kind in ("first", "last", "last_n"):
+            values[a.name] = _looked_up(fold, a, low, high)
+        elif a.name not in values:
+            values[a.name] = to_arrow(*finalize(a.function, fold.column.type, state), a.output)
+    return values
+
+
+def _known_values(
+    fold: ColumnFold,
+    known: np.ndarray,
+    aggregations: list[Aggregation],
+    ranges: Mapping[Window, Range],
+    time: np.ndarray,
+) -> dict[str, pa.Array]:
+    """The same from those values in each range that were known at its time.
+
+    They lie in runs of neighbours: what is folded is folded run by run, what is looked up is looked up in a copy of
+    the runs, a bounded number of values at a time.
+    """
+    values: dict[str, pa.Array] = {}
+    for window, (low, high) in ranges.items():
+        here = [a for a in aggregations if (a.window, a.hop) == window]
+        runs = Runs.known_at(known, low, high, time)
+        state = _state_of_runs(fold, runs, measures_of(here, fold.column.type))
+        copied = [a for a in here if a.function.kind in COPIED]
+        values |= _window_values(fold, [a for a in here if a not in copied], state, *runs.ends())
+        parts = [_window_values(part, copied, {}, *bounds) for part, bounds in _copies(fold, runs, copied)]
+        values |= {a.name: pa.concat_arrays([p[a.name] for p in parts]) for a in copied}
+    return values
+
+
+def _state_of_runs(fold: ColumnFold, runs: Runs, measures: list[str]) -> State:
+    """The state of each window: those of its runs, combined from the first to the last."""
+    folded = fold_ranges(fold.values, runs.low, runs.high, measures)
+    state = identity(measures, fold.values.dtype, runs.windows)
+    for nth in runs.nth():
+        window = runs.window[nth]
+        put(state, window, combine(take(state, window), take(folded, nth), measures))
+    return state
+
+
+def _copies(fold: ColumnFold, runs: Runs, wanted: list[Aggregation]) -> Iterator[tuple[ColumnFold, Range]]:
+    """The known values of some windows after one another, as a fold of their own, with the range of each window."""
+    if not wanted:
+        return
+    for part in runs.parts(COPIED_AT_ONCE):
+        places, offsets = part.places()
+        copy = replace(fold, rows=fold.rows[places], before=np.arange(len(places) + 1), known=None)
+        yield copy, (offsets[:-1], offsets[1:])
 
 
 def _looked_up(fold: ColumnFold, aggregation: Aggregation, low: np.ndarray, high: np.ndarray) -> pa.Array:

@@ -6,10 +6,13 @@ Plain Python over one entity's events, with no cleverness to get wrong and nothi
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
+
+import xxhash
 
 from feature_store.definitions.aggregation import Aggregation, Function
 from feature_store.timestamps import floor_to
@@ -59,6 +62,8 @@ def fold(values: Sequence[Any], function: Function) -> Any:
             return len(values)
         case "last_n":
             return list(reversed(values))[: function.n]
+        case "last_distinct_n" | "count_distinct" | "approx_count_distinct" | "approx_quantile_p":
+            return _of_set(values, function)
     if not values:
         return None
     match function.kind:
@@ -83,6 +88,45 @@ def fold(values: Sequence[Any], function: Function) -> Any:
         return None
     variance = _rounded(sum(((x - mean) ** 2 for x in exact), Fraction(0)) / (len(values) - 1))
     return variance if variance is None or function.kind == "var" else math.sqrt(variance)
+
+
+def _of_set(values: Sequence[Any], function: Function) -> Any:
+    """The functions of distinct or sorted values, by the contract's table."""
+    match function.kind:
+        case "last_distinct_n":
+            return list(dict.fromkeys(reversed(values)))[: function.n]
+        case "approx_quantile_p":
+            rank = math.ceil(Fraction(function.n * len(values), 100))
+            return _bucket_middle(float(sorted(values)[rank - 1])) if values else None
+    hashes = _distinct_hashes(values)
+    smallest = 4_096 if function.kind == "count_distinct" else 1_024
+    exact = len(hashes) < smallest or (function.kind == "count_distinct" and len(hashes) == smallest)
+    return len(hashes) if exact else (smallest - 1) * 2**64 // hashes[smallest - 1]
+
+
+def _distinct_hashes(values: Sequence[Any]) -> list[int]:
+    """XXH64 of the canonical bytes of each value, once each, in ascending order."""
+    return sorted({xxhash.xxh64_intdigest(_canonical_bytes(v)) for v in values})
+
+
+def _canonical_bytes(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes):
+        return value
+    if int(value) == value and -(2**63) <= value < 2**63:
+        return int(value).to_bytes(8, "little", signed=True)
+    return struct.pack("<d", value)
+
+
+def _bucket_middle(value: float) -> float:
+    """The midpoint of the doubles that share a value's sign, exponent and first seven bits of the mantissa."""
+    (bits,) = struct.unpack("<Q", struct.pack("<d", value))
+    shared = bits >> 45
+    if shared % 2**18 == 0:
+        return 0.0
+    (middle,) = struct.unpack("<d", struct.pack("<Q", (2 * shared + 1) << 44))
+    return middle
 
 
 def _rounded(exact: Fraction) -> float | None:

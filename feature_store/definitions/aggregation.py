@@ -10,20 +10,45 @@ import msgspec
 from feature_store.definitions.types import ValueType
 from feature_store.timestamps import DAY, HOUR, MINUTE, SECOND, duration_text
 
-Kind = Literal["count", "sum", "mean", "min", "max", "var", "std", "first", "last", "last_n"]
+Kind = Literal[
+    "count",
+    "sum",
+    "mean",
+    "min",
+    "max",
+    "var",
+    "std",
+    "first",
+    "last",
+    "last_n",
+    "last_distinct_n",
+    "count_distinct",
+    "approx_count_distinct",
+    "approx_quantile_p",
+]
 KINDS: tuple[str, ...] = get_args(Kind)
 
-#: Functions of the contract that no engine computes yet: refused at apply by name.
-NOT_YET = ("last_distinct_n", "count_distinct", "approx_count_distinct", "approx_quantile_p")
+#: Functions of a set of values that the online store does not keep: history computes them, an online view may not.
+HISTORY_ONLY: tuple[Kind, ...] = ("last_distinct_n", "count_distinct", "approx_count_distinct", "approx_quantile_p")
 
-_LAST_N = re.compile(r"last_([1-9]\d*)")
-_NOT_YET = re.compile(r"last_distinct_\d+|count_distinct|approx_count_distinct|approx_quantile_\d+")
+_NUMBERED = re.compile(r"(last|last_distinct|approx_quantile)_([1-9]\d*)")
+_NUMBERED_KINDS: dict[str, Kind] = {
+    "last": "last_n",
+    "last_distinct": "last_distinct_n",
+    "approx_quantile": "approx_quantile_p",
+}
+_COUNTS = ("count", "count_distinct", "approx_count_distinct")
+_MEASUREMENTS = ("mean", "var", "std", "approx_quantile_p")
+_LISTS = ("last_n", "last_distinct_n")
+
 LONGEST_LAST_N = 1_000
 MOST_HOPS_ONLINE = 9_000
 
 
 class Function(msgspec.Struct, frozen=True):
-    """A function's kind, and how many values `last_n` keeps (0 for the others)."""
+    """A function's kind and the number in its name: how many values `last_n` and `last_distinct_n` keep, the percent
+    of `approx_quantile_p`; 0 for the others.
+    """
 
     kind: Kind
     n: int = 0
@@ -31,23 +56,32 @@ class Function(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Function:
         """The function a Feast aggregation names; raises ValueError that says why a name is refused."""
-        if match := _LAST_N.fullmatch(text):
-            n = int(match[1])
-            if n > LONGEST_LAST_N:
+        if match := _NUMBERED.fullmatch(text):
+            kind, n = _NUMBERED_KINDS[match[1]], int(match[2])
+            if kind == "approx_quantile_p" and n > 100:
+                raise ValueError(f"'{text}' asks for more than 100 percent")
+            if kind != "approx_quantile_p" and n > LONGEST_LAST_N:
                 raise ValueError(f"'{text}' keeps more than {LONGEST_LAST_N} values")
-            return cls("last_n", n)
-        if _NOT_YET.fullmatch(text):
-            raise ValueError(f"function '{text}' is part of the contract but not computed yet")
-        kind = "mean" if text == "avg" else text
-        if kind not in KINDS or kind == "last_n":
+            return cls(kind, n)
+        plain = "mean" if text == "avg" else text
+        if plain not in KINDS or plain in _NUMBERED_KINDS.values():
             raise ValueError(f"unknown function '{text}'")
-        return cls(kind)  # type: ignore[arg-type]
+        return cls(plain)  # type: ignore[arg-type]
+
+    @staticmethod
+    def names() -> list[str]:
+        """How the functions are written, for error texts: `last_<n>` stands for last_1, last_2 and so on."""
+        numbered = {kind: f"{name}_<{kind[-1]}>" for name, kind in _NUMBERED_KINDS.items()}
+        return [numbered.get(kind, kind) for kind in get_args(Kind)]
+
+    def __str__(self) -> str:
+        return f"{self.kind[:-1]}{self.n}" if self.n else self.kind
 
     def accepts(self, column: ValueType) -> bool:
         """Whether the function is defined on a column of this type."""
         if column.is_list:
             return self.kind == "count"
-        if self.kind in ("sum", "mean", "var", "std"):
+        if self.kind in ("sum", "mean", "var", "std", "approx_quantile_p"):
             return column.is_numeric
         if self.kind in ("min", "max"):
             return column.is_numeric or column is ValueType.TIMESTAMP
@@ -55,19 +89,19 @@ class Function(msgspec.Struct, frozen=True):
 
     def output(self, column: ValueType) -> ValueType:
         """The type of the function's value on a column of this type."""
-        if self.kind == "count":
+        if self.kind in _COUNTS:
             return ValueType.INT64
-        if self.kind in ("mean", "var", "std"):
+        if self.kind in _MEASUREMENTS:
             return ValueType.FLOAT64
         if self.kind == "sum":
             return ValueType.INT64 if column.is_integer else ValueType.FLOAT64
-        return column.list_of if self.kind == "last_n" else column
+        return column.list_of if self.kind in _LISTS else column
 
     def column_of(self, output: ValueType) -> ValueType | None:
         """The column type that a declared output type implies; None where the output does not tell."""
-        if self.kind in ("count", "mean", "var", "std"):
+        if self.kind in _COUNTS or self.kind in _MEASUREMENTS:
             return None
-        return output.element if self.kind == "last_n" else output
+        return output.element if self.kind in _LISTS else output
 
 
 class Aggregation(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +124,7 @@ class Aggregation(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         over = f"over {duration_text(self.window)}" if self.window else "over all history"
-        return f"{self.function.kind}({self.column}) {over}"
+        return f"{self.function}({self.column}) {over}"
 
 
 def default_hop(window: int) -> int:

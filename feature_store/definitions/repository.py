@@ -148,6 +148,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """The output columns, in the request's order."""
         return [ref.column(self.full_names) for ref in self.refs]
 
+    def output_columns(self, inputs: bool = False) -> list[tuple[FeatureRef, str]]:
+        """The requested features with their columns; with `inputs`, then the stored features that nobody asked for but
+        on-demand views read.
+        """
+        columns = list(zip(self.refs, self.columns, strict=True))
+        asked = set(self.refs) if inputs else set(self.stored)
+        return columns + [(ref, ref.column(self.full_names)) for ref in self.stored if ref not in asked]
+
     def type_of(self, ref: FeatureRef) -> ValueType:
         return self.definitions.view(ref.view).feature_type(ref.feature)
 

@@ -66,12 +66,18 @@ class WindowedView(msgspec.Struct, frozen=True, kw_only=True, tag="windowed"):
     def column_types(self) -> dict[str, ValueType]:
         """What each aggregated column is read as: exact where a function returns its values, else what suffices.
 
-        A column that is only counted is read as BOOL (present or not). Raises DefinitionError where two aggregations
-        declare different types for one column.
+        A column that is only counted is read as BOOL (present or not). A column whose distinct values are counted and
+        whose type no function tells is not in the answer: it is read as its file has it (64 bits wide, if a number).
+        Raises DefinitionError where two aggregations declare different types for one column.
         """
-        return {column: self._column_type(column) for column in self.columns}
+        types = {column: self._column_type(column) for column in self.columns}
+        return {column: value_type for column, value_type in types.items() if value_type}
 
-    def _column_type(self, column: str) -> ValueType:
+    def unfit(self, column: str, found: ValueType) -> Aggregation | None:
+        """The first aggregation over a column that is not defined on the type its file turned out to have."""
+        return next((a for a in self.aggregations if a.column == column and not a.function.accepts(found)), None)
+
+    def _column_type(self, column: str) -> ValueType | None:
         here = [a for a in self.aggregations if a.column == column]
         returned = {t for a in here if a.function.kind != "sum" and (t := a.function.column_of(a.output))}
         summed = {a.output for a in here if a.function.kind == "sum"}
@@ -90,7 +96,9 @@ class WindowedView(msgspec.Struct, frozen=True, kw_only=True, tag="windowed"):
         if returned or summed:
             # Doubles hold every float and every int32, so a column is folded in the wide type and narrowed at the end.
             return next(iter(returned or summed)).widened
-        folded = any(a.function.kind in ("mean", "var", "std") for a in here)
+        if any(a.function.kind in ("count_distinct", "approx_count_distinct") for a in here):
+            return None
+        folded = any(a.function.kind in ("mean", "var", "std", "approx_quantile_p") for a in here)
         return ValueType.FLOAT64 if folded else ValueType.BOOL
 
     def reach(self, time: int) -> int | None:

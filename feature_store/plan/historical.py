@@ -6,37 +6,49 @@ from dataclasses import dataclass
 
 from feature_store.definitions.aggregation import Aggregation
 from feature_store.definitions.repository import Request
-from feature_store.definitions.view import FeatureRef, OnDemandView, PlainView, WindowedView
+from feature_store.definitions.view import FeatureRef, OnDemandView, PlainView, WindowedView, digest
 from feature_store.timestamps import duration_text
 
 
 @dataclass(frozen=True)
 class AsOfStage:
-    """Point-in-time join of a plain view: its newest row at or before each time. `key_columns` maps keys to columns."""
+    """Point-in-time join of a plain view: its newest row at or before each time. `key_columns` maps keys to columns.
+
+    With `knowledge_time` only rows whose created time (event time where there is none) is at or before that time.
+    With `expired` the time of a row is told also where its ttl is over (its values are null); else such rows need not
+    be read.
+    """
 
     view: PlainView
     features: tuple[str, ...]
     key_columns: dict[str, str]
     outputs: tuple[tuple[str, str], ...]
+    knowledge_time: bool = False
+    expired: bool = False
 
     def __str__(self) -> str:
         ttl = f", no older than {duration_text(self.view.ttl)}" if self.view.ttl else ""
-        return (
-            f"as-of join {self.view.name}: newest row at or before event_timestamp{ttl} -> {', '.join(self.features)}"
-        )
+        known = " and known by then" if self.knowledge_time else ""
+        wanted = ", ".join(self.features)
+        return f"as-of join {self.view.name}: newest row at or before event_timestamp{known}{ttl} -> {wanted}"
 
 
 @dataclass(frozen=True)
 class WindowStage:
-    """Windowed aggregation of a view's event log, as of each time."""
+    """Windowed aggregation of a view's event log, as of each time.
+
+    With `knowledge_time` only events whose created time (event time where there is none) is at or before that time.
+    """
 
     view: WindowedView
     aggregations: tuple[Aggregation, ...]
     key_columns: dict[str, str]
     outputs: tuple[tuple[str, str], ...]
+    knowledge_time: bool = False
 
     def __str__(self) -> str:
-        return f"windows {self.view.name}: {', '.join(f'{a.name} = {a}' for a in self.aggregations)}"
+        known = " (events known by then)" if self.knowledge_time else ""
+        return f"windows {self.view.name}{known}: {', '.join(f'{a.name} = {a}' for a in self.aggregations)}"
 
 
 @dataclass(frozen=True)
@@ -60,27 +72,31 @@ class HistoricalPlan:
     on_demand: tuple[OnDemandStage, ...]
     request: Request
 
-    def explain(self) -> str:
-        """The stages as text, one a line."""
-        stages = [*self.joins, *self.on_demand]
-        return "\n".join(
-            [f"{i}. {stage}" for i, stage in enumerate(stages, 1)] + [f"columns: {', '.join(self.request.columns)}"]
-        )
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the stages: what is computed, from which columns, in which order."""
+        stages = [str(stage) for stage in (*self.joins, *self.on_demand)]
+        return digest([stages, [sorted(j.key_columns.items()) for j in self.joins], self.request.fingerprint])
 
 
-def plan_historical(request: Request) -> HistoricalPlan:
-    """The stages that fetch a request's stored features and then run its on-demand views."""
-    joins = tuple(_join(request, view, refs) for view, refs in request.by_view())
+def plan_historical(request: Request, knowledge_time: bool = False) -> HistoricalPlan:
+    """The stages that fetch a request's stored features and then run its on-demand views.
+
+    With `knowledge_time` every stage sees only what was known (created) at the time a row asks for.
+    """
+    joins = tuple(_join(request, view, refs, knowledge_time) for view, refs in request.by_view())
     return HistoricalPlan(joins, tuple(OnDemandStage(v) for v in request.on_demand), request)
 
 
-def _join(request: Request, view: PlainView | WindowedView, refs: list[FeatureRef]) -> AsOfStage | WindowStage:
+def _join(
+    request: Request, view: PlainView | WindowedView, refs: list[FeatureRef], knowledge_time: bool
+) -> AsOfStage | WindowStage:
     key_columns = {key.name: refs[0].key_column(key.name) for key in view.keys}
     outputs = tuple((ref.feature, working_name(ref)) for ref in refs)
     wanted = [ref.feature for ref in refs if ref.feature not in key_columns]
     if isinstance(view, WindowedView):
-        return WindowStage(view, tuple(map(view.aggregation, wanted)), key_columns, outputs)
-    return AsOfStage(view, tuple(wanted), key_columns, outputs)
+        return WindowStage(view, tuple(map(view.aggregation, wanted)), key_columns, outputs, knowledge_time)
+    return AsOfStage(view, tuple(wanted), key_columns, outputs, knowledge_time)
 
 
 def working_name(ref: FeatureRef) -> str:

@@ -3,36 +3,63 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_store.definitions.columns import typed
 from feature_store.definitions.repository import Request
 from feature_store.definitions.view import FeatureRef, OnDemandView
-from feature_store.engines.engine import Engine, Spine
+from feature_store.engines.engine import DistributedEngine, Engine, Retrieved
 from feature_store.errors import SpineError
 from feature_store.files import replacing
-from feature_store.plan.historical import AsOfStage, plan_historical, working_name
+from feature_store.plan.historical import AsOfStage, HistoricalPlan, plan_historical, working_name
 from feature_store.retrieval import on_demand
-from feature_store.retrieval.spine import EVENT_TIMESTAMP, read_spine, spine_of
+from feature_store.retrieval.explain import explain
+from feature_store.retrieval.spine import EVENT_TIMESTAMP, TimeRange, check_spine, read_spine, spine_of
+from feature_store.timestamps import arrow_timestamps
 
 
 @dataclass(frozen=True)
 class HistoricalFeatures:
-    """A retrieval that runs when it is asked for its values, once."""
+    """A retrieval that runs when it is asked for its values, once.
+
+    `entity_df` is the spine, or a TimeRange that asks for every row of the views in it. With `knowledge_time` a row
+    sees only what was known (created) at its time. With `inputs`, the stored features that only on-demand views asked
+    for follow the requested ones, as Feast's callers expect.
+    """
 
     request: Request
     entity_df: Any
-    engine: Engine
+    engine: Engine | DistributedEngine
+    knowledge_time: bool = False
+    inputs: bool = False
 
     @cached_property
     def _table(self) -> pa.Table:
-        return retrieve(self.request, read_spine(self.entity_df), self.engine)
+        if isinstance(self._result, pa.Table):
+            return self._result
+        return self._result.to_arrow()
+
+    @cached_property
+    def _result(self) -> pa.Table | Retrieved:
+        if isinstance(self.engine, DistributedEngine):
+            return retrieve_distributed(self.request, self.entity_df, self.engine, self.inputs, self.knowledge_time)
+        return retrieve(self.request, self._spine, self.engine, self.inputs, self.knowledge_time)
+
+    @cached_property
+    def _spine(self) -> pa.Table:
+        if isinstance(self.entity_df, TimeRange):
+            assert not isinstance(self.engine, DistributedEngine)
+            return rows_between(self.request, self.entity_df, self.engine)
+        return read_spine(self.entity_df)
 
     def to_arrow(self) -> pa.Table:
         """The spine's rows in their order, its columns untouched, then the features in the request's order."""
@@ -49,12 +76,25 @@ class HistoricalFeatures:
         return polars.from_arrow(self._table)
 
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the table to one Parquet file, whole or not at all, and returns its path."""
-        return write_parquet(self._table, Path(path))
+        """Writes the rows as Parquet, whole or not at all, and returns the path: one file, or on a distributed engine
+        a folder of files that its executors write.
+        """
+        if isinstance(self._result, pa.Table):
+            return write_parquet(self._result, Path(path))
+        return self._result.to_parquet(Path(path))
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows a part at a time (one part at least, if an empty one): a distributed result need not fit in here."""
+        if not isinstance(self._result, pa.Table):
+            yield from self._result.batches()
+            return
+        yield from self._table.to_batches() or [pa.RecordBatch.from_pylist([], self._table.schema)]
 
     def explain(self) -> str:
-        """The stages of the plan as text; nothing is read."""
-        return plan_historical(self.request).explain()
+        """The plan as text: its stages, the SQL of each, the files, columns and estimated rows it reads."""
+        unread = isinstance(self.entity_df, TimeRange) or isinstance(self.engine, DistributedEngine)
+        spine = None if unread else self._spine
+        return explain(plan_historical(self.request, self.knowledge_time), self.engine, spine)
 
 
 def write_parquet(table: pa.Table, path: Path) -> Path:
@@ -64,37 +104,67 @@ def write_parquet(table: pa.Table, path: Path) -> Path:
     return path
 
 
-def retrieve(request: Request, table: pa.Table, engine: Engine, inputs: bool = False) -> pa.Table:
+def retrieve(
+    request: Request, table: pa.Table, engine: Engine, inputs: bool = False, knowledge_time: bool = False
+) -> pa.Table:
     """The features of each spine row, as of its event_timestamp.
 
-    Rows keep their order and number, duplicates included. With `inputs`, the stored features that only on-demand
-    views asked for follow the requested ones, as Feast's callers expect. Raises SpineError where the spine lacks a
-    column or already has one of a feature's name.
+    Rows keep their order and number, duplicates included. Raises SpineError where the spine lacks a column or already
+    has one of a feature's name.
     """
+    check_spine(table.schema, request, inputs)
     spine = spine_of(table, request.keys)
-    columns = _columns(request, inputs)
-    if taken := [name for _, name in columns if name in table.column_names]:
-        raise SpineError(f"the spine already has a column '{taken[0]}', the name of a requested feature; rename it.")
-    plan = plan_historical(request)
+    plan = plan_historical(request, knowledge_time)
     working: dict[str, pa.Array] = {}
     for stage in plan.joins:
         values = engine.as_of(stage, spine) if isinstance(stage, AsOfStage) else engine.windows(stage, spine)
         keys = {key: spine.keys[column] for key, column in stage.key_columns.items()}
         working |= {name: values[feature] if feature in values else keys[feature] for feature, name in stage.outputs}
+    return _assemble(request, table, working, inputs)
+
+
+def retrieve_distributed(
+    request: Request, entity_df: Any, engine: DistributedEngine, inputs: bool = False, knowledge_time: bool = False
+) -> Retrieved:
+    """The same on many machines: the engine adds the working columns, and each part of the rows is finished there."""
+    plan = plan_historical(request, knowledge_time)
+    return engine.retrieve(plan, entity_df, partial(finish, request, plan, inputs))
+
+
+def finish(request: Request, plan: HistoricalPlan, inputs: bool, rows: pa.Table) -> pa.Table:
+    """Result rows from rows that hold the spine's columns and, after them, the plan's working columns."""
+    made = [name for stage in plan.joins for _, name in stage.outputs]
+    working = {name: rows[name].combine_chunks() for name in made}
+    return _assemble(request, rows.drop_columns(made), working, inputs)
+
+
+def _assemble(request: Request, table: pa.Table, working: dict[str, pa.Array], inputs: bool) -> pa.Table:
+    """Runs the on-demand views and puts the requested columns after the spine's, in the request's order."""
     for view in request.on_demand:
-        features = on_demand.run(view, _inputs(view, working, table, spine), len(spine))
+        features = on_demand.run(view, _inputs(view, working, table), len(table))
         working |= {f"{view.name}__{name}": array for name, array in features.items()}
-    for ref, name in columns:
+    for ref, name in request.output_columns(inputs):
         table = table.append_column(name, working[_source(request, ref)])
     return table
 
 
-def _columns(request: Request, inputs: bool) -> list[tuple[FeatureRef, str]]:
-    columns = list(zip(request.refs, request.columns, strict=True))
-    if inputs:
-        asked = set(request.refs)
-        columns += [(ref, ref.column(request.full_names)) for ref in request.stored if ref not in asked]
-    return columns
+def rows_between(request: Request, between: TimeRange, engine: Engine) -> pa.Table:
+    """The spine of a request without one: the distinct keys and event times of all rows of its views in a time range,
+    in the order of time and keys. A key that a view does not have is null there.
+    """
+    tables = []
+    for view, refs in request.by_view():
+        found = engine.moments(view, between.start, between.end)
+        columns = {refs[0].key_column(key.name): found[key.name] for key in view.keys}
+        missing = {name: pa.nulls(len(found), t.arrow) for name, t in request.keys.items() if name not in columns}
+        keys = {name: (columns | missing)[name] for name in request.keys}
+        tables.append(pa.table({**keys, EVENT_TIMESTAMP: found["__time"]}))
+    names = [*request.keys, EVENT_TIMESTAMP]
+    rows = pa.concat_tables(tables).group_by(names).aggregate([]).select(names)
+    order = pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in (EVENT_TIMESTAMP, *request.keys)])
+    rows = rows.take(order)
+    times = arrow_timestamps(np.asarray(rows[EVENT_TIMESTAMP].combine_chunks()))
+    return rows.set_column(rows.column_names.index(EVENT_TIMESTAMP), EVENT_TIMESTAMP, times)
 
 
 def _source(request: Request, ref: FeatureRef) -> str:
@@ -104,7 +174,7 @@ def _source(request: Request, ref: FeatureRef) -> str:
     return working_name(ref)
 
 
-def _inputs(view: OnDemandView, working: dict[str, pa.Array], table: pa.Table, spine: Spine) -> dict[str, pa.Array]:
+def _inputs(view: OnDemandView, working: dict[str, pa.Array], table: pa.Table) -> dict[str, pa.Array]:
     """An on-demand view's inputs by the names its function knows: features by both Feast names, request values."""
     inputs = {ref.feature: working[working_name(ref)] for ref in view.inputs}
     inputs |= {ref.column(full_names=True): working[working_name(ref)] for ref in view.inputs}

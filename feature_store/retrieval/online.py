@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -188,7 +188,9 @@ class _Answer:
             raise NotExactOnline(view.name, int(self._times[row]), int(exact_from[row]))
         (stage,) = plan_historical(self._prepared.request.definitions.request(refs, full_names=True)).joins
         spine = Spine(self._times[missed], {n: a.take(pa.array(missed)) for n, a in self._keys.items()})
-        return history.as_of(stage, spine) if isinstance(stage, AsOfStage) else history.windows(stage, spine)
+        if isinstance(stage, AsOfStage):
+            return history.as_of(replace(stage, expired=True), spine)
+        return history.windows(stage, spine)
 
     def _past_status(self, view: StoredView, row: int, time: int | None) -> tuple[Status | None, int]:
         """Status and event time of a row answered from history; `time` is that of the plain view's row behind it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_store.definitions.columns import typed
+from feature_store.definitions.repository import Request
 from feature_store.definitions.types import ValueType, of_arrow
+from feature_store.definitions.view import PlainView
 from feature_store.engines.engine import Spine
 from feature_store.errors import SpineError
-from feature_store.timestamps import arrow_micros
+from feature_store.timestamps import DAY, arrow_micros, iso, micros
 
 EVENT_TIMESTAMP = "event_timestamp"
+
+#: How far back a retrieval without spine and start goes where no view has a ttl: Feast's own default.
+_RANGE_WITHOUT_TTL = 30 * DAY
+
+
+@dataclass(frozen=True)
+class TimeRange:
+    """Asks for all rows with start <= event time <= end (microseconds) in place of a spine."""
+
+    start: int
+    end: int
+
+
+def time_range(request: Request, start: dt.datetime | None, end: dt.datetime | None, now: int) -> TimeRange:
+    """The range that Feast's rules give: to `now` unless told, from the longest ttl before the end, or 30 days.
+
+    Raises SpineError where the start is after the end.
+    """
+    last = now if end is None else micros(end)
+    longest = max((view.ttl for view, _ in request.by_view() if isinstance(view, PlainView)), default=0)
+    first = last - (longest or _RANGE_WITHOUT_TTL) if start is None else micros(start)
+    if first > last:
+        raise SpineError(f"start_date {iso(first)} is after end_date {iso(last)}.")
+    return TimeRange(first, last)
 
 
 def read_spine(entity_df: Any) -> pa.Table:
@@ -59,20 +87,36 @@ def _read_text(text: str) -> pa.Table:
         raise SpineError(f"the spine {text} cannot be read as Parquet: {error}") from error
 
 
+def check_spine(schema: pa.Schema, request: Request, inputs: bool = False) -> None:
+    """Raises SpineError where a spine of this schema lacks a column, holds the time as something else, has two columns
+    of one name, or one of a feature's name.
+    """
+    if doubled := sorted({n for n in schema.names if schema.names.count(n) > 1}):
+        raise SpineError(f"the spine has two columns named '{doubled[0]}'; rename one.")
+    _check_columns(schema, request.keys)
+    if taken := [name for _, name in request.output_columns(inputs) if name in schema.names]:
+        raise SpineError(f"the spine already has a column '{taken[0]}', the name of a requested feature; rename it.")
+
+
+def _check_columns(schema: pa.Schema, keys: Mapping[str, ValueType]) -> None:
+    if missing := [c for c in (*keys, EVENT_TIMESTAMP) if c not in schema.names]:
+        raise SpineError(
+            f"the spine has no column '{missing[0]}'; it has: {', '.join(schema.names)}. "
+            f"It needs {', '.join([EVENT_TIMESTAMP, *keys])}."
+        )
+    time = schema.field(EVENT_TIMESTAMP).type
+    if of_arrow(time) is not ValueType.TIMESTAMP:
+        raise SpineError(f"the spine's {EVENT_TIMESTAMP} is {time}, not a timestamp; convert it first.")
+
+
 def spine_of(table: pa.Table, keys: Mapping[str, ValueType]) -> Spine:
     """The times and typed entity columns of a spine table.
 
     Raises SpineError for a missing column, a time column that is no timestamp or has nulls, or a key that does not
     read as its declared type.
     """
-    if missing := [c for c in (*keys, EVENT_TIMESTAMP) if c not in table.column_names]:
-        raise SpineError(
-            f"the spine has no column '{missing[0]}'; it has: {', '.join(table.column_names)}. "
-            f"It needs {EVENT_TIMESTAMP} and: {', '.join(keys)}."
-        )
+    _check_columns(table.schema, keys)
     time = table[EVENT_TIMESTAMP]
-    if of_arrow(time.type) is not ValueType.TIMESTAMP:
-        raise SpineError(f"the spine's {EVENT_TIMESTAMP} is {time.type}, not a timestamp; convert it first.")
     if pa.types.is_date(time.type):
         time = time.cast(pa.timestamp("us"))
     if time.null_count:

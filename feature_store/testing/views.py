@@ -31,8 +31,15 @@ COLUMNS: dict[str, ValueType] = {
     "moment": ValueType.TIMESTAMP,
 }
 
-#: The functions that every engine carries.
+#: The functions that history and the online store carry.
 FUNCTIONS = ("count", "sum", "mean", "min", "max", "var", "std", "first", "last", "last_1", "last_3", "last_20")
+
+#: The functions that history carries: what an engine must compute.
+HISTORY_FUNCTIONS = (
+    *FUNCTIONS,
+    *("count_distinct", "approx_count_distinct", "last_distinct_1", "last_distinct_3"),
+    *("approx_quantile_1", "approx_quantile_50", "approx_quantile_95", "approx_quantile_100"),
+)
 
 #: Windows with their hops: none, the smallest, and pairs whose hops are no multiples of each other.
 WINDOWS: tuple[tuple[int, int], ...] = (
@@ -70,13 +77,15 @@ def aggregation(
     return Aggregation(name=text, function=parsed, column=column, window=window, hop=hop, output=parsed.output(known))
 
 
-def every_aggregation(windows: Sequence[tuple[int, int]], columns: Mapping[str, ValueType]) -> tuple[Aggregation, ...]:
+def every_aggregation(
+    windows: Sequence[tuple[int, int]], columns: Mapping[str, ValueType], functions: Sequence[str] = FUNCTIONS
+) -> tuple[Aggregation, ...]:
     """Each function on each column it accepts over each window."""
     made = [
         aggregation(function, column, *window, column_type=column_type)
         for window in windows
         for column, column_type in columns.items()
-        for function in FUNCTIONS
+        for function in functions
         if Function.parse(function).accepts(column_type)
     ]
     return tuple(sorted([*made, *(aggregation("count", "*", *w) for w in windows)], key=lambda a: a.name))
@@ -88,10 +97,11 @@ def aggregation_sets(
     columns: Mapping[str, ValueType] = COLUMNS,
     windows: Sequence[tuple[int, int]] = WINDOWS,
     most: int = 8,
+    functions: Sequence[str] = FUNCTIONS,
 ) -> tuple[Aggregation, ...]:
     """Some aggregations over at most three windows, so that hops meet in one view."""
     chosen = draw(st.lists(st.sampled_from(list(windows)), min_size=1, max_size=3, unique=True))
-    pairs = [(f, c) for c, t in columns.items() for f in FUNCTIONS if Function.parse(f).accepts(t)]
+    pairs = [(f, c) for c, t in columns.items() for f in functions if Function.parse(f).accepts(t)]
     picked = draw(
         st.lists(
             st.tuples(st.sampled_from([("count", "*"), *pairs]), st.sampled_from(chosen)),

@@ -21,10 +21,15 @@ REFUSALS = {
         'aggregate("median", "amount"',
         "unknown function 'median'",
     ),
-    "function of the contract that is not computed yet": (
+    "function that the online store does not keep": (
         'aggregate("max", "amount"',
         'aggregate("approx_quantile_95", "amount"',
-        "function 'approx_quantile_95' is part of the contract but not computed yet",
+        "'approx_quantile_95' is not kept by the online store yet",
+    ),
+    "a percent beyond 100": (
+        'aggregate("max", "amount"',
+        'aggregate("approx_quantile_101", "amount"',
+        "'approx_quantile_101' asks for more than 100 percent",
     ),
     "schema names another feature": (
         'features=[\n        *aggregate("last"',

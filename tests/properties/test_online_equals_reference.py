@@ -878,7 +878,6 @@ def wrong(reason: str, raises: type[Exception] = AssertionError) -> pytest.MarkD
 
 
 @pytest.mark.parametrize("values", [([None], [1.0]), ([1.0, None], [1.0, 2.0])])
-@wrong("a null inside a list is highest in DuckDB and lowest online: a tie has two winners")
 def test_a_tie_of_lists_with_nulls_has_one_winner(backend: EmbeddedBackend, values: tuple) -> None:
     view = plain_view(["many"])
     rows = [(1, NOON, None, {"many": v}) for v in values]

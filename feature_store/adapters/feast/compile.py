@@ -16,8 +16,7 @@ from feast.feature_view_projection import FeatureViewProjection
 from feast.infra.registry import proto_registry_utils as listing
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 
-from feature_store.definitions.aggregation import KINDS as FUNCTION_KINDS
-from feature_store.definitions.aggregation import NOT_YET, Aggregation, Function, hop_problem, resolve_hop
+from feature_store.definitions.aggregation import HISTORY_ONLY, Aggregation, Function, hop_problem, resolve_hop
 from feature_store.definitions.repository import Definitions
 from feature_store.definitions.source import Source
 from feature_store.definitions.types import KEY_TYPES, ValueType
@@ -121,10 +120,14 @@ def _aggregation(view: StreamFeatureView, declared: Any, schema: dict[str, Any])
     try:
         function = Function.parse(declared.function)
     except ValueError as error:
-        known = ", ".join(k if k != "last_n" else "last_<n>" for k in FUNCTION_KINDS)
+        raise DefinitionError(view.name, subject, str(error), f"use one of {', '.join(Function.names())}") from error
+    if view.online and function.kind in HISTORY_ONLY:
         raise DefinitionError(
-            view.name, subject, str(error), f"use one of {known} (not computed yet: {', '.join(NOT_YET)})"
-        ) from error
+            view.name,
+            subject,
+            f"'{declared.function}' is not kept by the online store yet, only computed in history",
+            "declare it in a view of its own with online=False",
+        )
     if not declared.column or (declared.column == "*" and function.kind != "count"):
         raise DefinitionError(view.name, subject, f"{function.kind} needs a column", "name the column it folds")
     window = (declared.time_window or timedelta(0)) // _MICROSECOND
@@ -148,22 +151,23 @@ def _check_output(view: StreamFeatureView, subject: str, function: Function, out
         else (not column.is_list and function.accepts(column) and function.output(column) is output)
     )
     if not fits:
-        meant = (
-            "Int64"
-            if function.kind == "count"
-            else "Array(<the column's type>)"
-            if function.kind == "last_n"
-            else (
-                "Int64 or Float64"
-                if function.kind == "sum"
-                else "Float64"
-                if column is None
-                else "the column's own type"
-            )
-        )
         raise DefinitionError(
-            view.name, subject, f"{function.kind} does not give {output.feast_name}", f"declare it as {meant}"
+            view.name,
+            subject,
+            f"{function.kind} does not give {output.feast_name}",
+            f"declare it as {_meant_output(function)}",
         )
+
+
+def _meant_output(function: Function) -> str:
+    """What a function's output can be declared as, in words."""
+    if function.kind == "sum":
+        return "Int64 or Float64"
+    if function.output(ValueType.STRING) is ValueType.STRING_LIST:
+        return "Array(<the column's type>)"
+    if function.column_of(ValueType.STRING) is None:
+        return function.output(ValueType.FLOAT64).feast_name
+    return "the column's own type"
 
 
 def _check_names(view: StreamFeatureView, aggregations: tuple[Aggregation, ...], schema: dict[str, Any]) -> None:

@@ -1,41 +1,80 @@
-"""The embedded engine: DuckDB reads, filters, joins and sorts; windows are folded by the shared algebra."""
+"""The embedded engine: DuckDB reads, filters, joins, sorts and spills; windows are folded by the shared algebra."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
 from feature_store.aggregations.events import Column, EventLog, Events, evaluate
-from feature_store.definitions.types import ValueType
+from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import PlainView, StoredView, WindowedView
-from feature_store.engines.duckdb.scan import CREATED, TIME, quote, scan
-from feature_store.engines.engine import ROW_TIME, Spine
+from feature_store.engines.duckdb.matching import NONE, Matches, distinct, match
+from feature_store.engines.duckdb.scan import CREATED, ROW, TIME, Scan, quote, scan
+from feature_store.engines.duckdb.spine import SortedSpine
+from feature_store.engines.engine import ROW_TIME, Reading, Spine
 from feature_store.errors import SourceError
 from feature_store.plan.historical import AsOfStage, WindowStage
+from feature_store.stores.offline.parquet import open_source
 from feature_store.timestamps import BEGINNING, arrow_timestamps
 
 #: A view without keys has one entity; it joins on this constant.
 _NO_KEY = "__only"
 
+#: Rows sorted by DuckDB that are worked on at a time, except where one entity has more: they stay in the processor's
+#: caches while they are folded.
+CHUNK_ROWS = 400_000
+
+#: What DuckDB may hold in memory where the repository does not say; beyond it, it spills to disk.
+DEFAULT_MEMORY_LIMIT = "4GB"
+
+
+Worked = TypeVar("Worked")
+
+
+class Chunk(NamedTuple):
+    """Sorted rows of the entities `first` to `last`, all of them."""
+
+    rows: pa.Table
+    first: int
+    last: int
+
 
 class DuckDBEngine:
-    """Runs plans on one machine. `root` is the repository's folder, where relative source paths start."""
+    """Runs plans on one machine. `root` is the repository's folder, where relative source paths start.
+
+    `memory_limit` is DuckDB's budget; beside it lie the spine, the result, and a chunk of sorted rows.
+    """
 
     def __init__(self, root: Path, memory_limit: str | None = None) -> None:
         self._root = root
+        self._spill = tempfile.mkdtemp(prefix="isochron-")
         # Results are ordered by us where order matters. Times are read as microseconds, which no session zone shifts.
-        settings = {"preserve_insertion_order": "false"}
-        if memory_limit:
-            settings["memory_limit"] = memory_limit
-        self._connection = duckdb.connect(config=settings)
+        self._connection = duckdb.connect(
+            config={
+                "preserve_insertion_order": "false",
+                "memory_limit": memory_limit or DEFAULT_MEMORY_LIMIT,
+                "temp_directory": self._spill,
+            }
+        )
 
     def close(self) -> None:
         self._connection.close()
+        shutil.rmtree(self._spill, ignore_errors=True)
+
+    @cached_property
+    def _threads(self) -> int:
+        return self._connection.sql("SELECT current_setting('threads')").fetchall()[0][0]
 
     @contextmanager
     def _session(self, view: StoredView) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -49,130 +88,249 @@ class DuckDBEngine:
 
     def windows(self, stage: WindowStage, spine: Spine) -> dict[str, pa.Array]:
         if not len(spine) or not stage.aggregations:
-            return {a.name: pa.array([], a.output.arrow) for a in stage.aggregations}
-        types = stage.view.column_types()
-        columns = {a.column: types[a.column] for a in stage.aggregations if a.column != "*"}
-        reaches = [a.tail(int(spine.times.min())) for a in stage.aggregations]
-        start = None if None in reaches else min(r for r in reaches if r is not None)
+            return {a.name: pa.nulls(0, a.output.arrow) for a in stage.aggregations}
+        columns = _folded(stage)
+        reading = self._window_scan(stage, *_bounds(spine))
+        query = _sorted_query(stage.view, reading, columns)
+        asked = SortedSpine.of(spine, stage.key_columns)
+
+        def fold(chunk: Chunk) -> dict[str, pa.Array]:
+            here = asked.between(chunk.first, chunk.last)
+            events = _events(chunk, columns, reading.names, stage.knowledge_time)
+            return evaluate(events, stage.aggregations, here.entity - chunk.first, here.times)
+
         with self._session(stage.view) as session:
-            entity = self._entities(session, stage.key_columns, spine)
-            events = self._events(session, stage.view, columns, start, int(spine.times.max()))
-        return evaluate(events, stage.aggregations, entity, spine.times)
+            _register_entities(session, asked)
+            parts = list(self._side_by_side(fold, _chunks(session.sql(query), asked.entities)))
+        return {a.name: asked.restored([part[a.name] for part in parts]) for a in stage.aggregations}
 
     def as_of(self, stage: AsOfStage, spine: Spine) -> dict[str, pa.Array]:
         types = {f.name: f.type for f in stage.view.features}
+        if not len(spine):
+            return {n: pa.nulls(0, types[n].arrow) for n in stage.features} | {ROW_TIME: pa.nulls(0, pa.int64())}
+        reading = scan(stage.view, types, self._root, *_as_of_range(stage, *_bounds(spine)))
+        asked = SortedSpine.of(spine, stage.key_columns)
         with self._session(stage.view) as session:
-            entity = self._entities(session, stage.key_columns, spine)
-            asked = pa.table({"__row": np.arange(len(spine)), "__entity": entity, "__as_of": spine.times})
-            session.register("asked", asked)
-            latest_known = int(spine.times.max(initial=BEGINNING))
-            result = session.sql(self._as_of_sql(stage.view, types, latest_known)).to_arrow_table()
-        values = {name: _column(result, name, types[name]) for name in stage.features}
-        return values | {ROW_TIME: result[TIME].combine_chunks()}
-
-    def _as_of_sql(self, view: PlainView, types: Mapping[str, ValueType], end: int) -> str:
-        live = f"rows.{TIME} >= asked.__as_of - {view.ttl}" if view.ttl else "TRUE"
-        values = ", ".join(f"CASE WHEN {live} THEN rows.{quote(n)} END AS {quote(n)}" for n in types)
-        rows = f"SELECT entity.__entity, source.* FROM ({scan(view, types, self._root).admitted}) source {_join(view)}"
-        return f"""
-            WITH rows AS (
-                SELECT * FROM ({rows}) WHERE {TIME} <= {end}
-                QUALIFY row_number() OVER (PARTITION BY __entity, {TIME} ORDER BY {newest_first(types)}) = 1
-            )
-            SELECT rows.{TIME}{", " + values if values else ""}
-            FROM asked ASOF LEFT JOIN rows ON asked.__entity = rows.__entity AND asked.__as_of >= rows.{TIME}
-            ORDER BY asked.__row"""
+            _register_entities(session, asked)
+            query = _sorted_query(stage.view, reading, [ROW])
+            chunks = _chunks(session.sql(query), asked.entities)
+            found = Matches.joined(self._side_by_side(partial(_matched, stage, asked), chunks))
+            if len(found.ties):
+                found = _untied(session, reading, types, found)
+            live = found.times >= asked.times - stage.view.ttl if stage.view.ttl else True
+            rows = np.where(live, found.rows, NONE)
+            values = _values(session, reading, {name: types[name] for name in stage.features}, rows)
+        return {name: asked.restored([array]) for name, array in (values | {ROW_TIME: found.row_times()}).items()}
 
     def event_log(self, view: WindowedView, start: int | None, end: int) -> EventLog:
-        reading = scan(view, view.column_types(), self._root)
+        columns = view.column_types()
+        reading = scan(view, columns, self._root, start, end - 1)
         names = _key_names(view)
         with self._session(view) as session:
             keys = ", ".join(map(quote, names)) if view.keys else f"0 AS {_NO_KEY}"
-            where = f"{TIME} < {end}" + (f" AND {TIME} >= {start}" if start is not None else "")
-            _number(session, names, f"SELECT DISTINCT {keys} FROM ({reading.admitted}) WHERE {where}")
+            order = ", ".join(map(quote, names))
+            session.execute(f"""
+                CREATE TEMP TABLE entity AS SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS __entity
+                FROM (SELECT DISTINCT {keys} FROM ({reading.admitted}))""")
             table = session.sql("SELECT * EXCLUDE (__entity) FROM entity ORDER BY __entity").to_arrow_table()
-            events = self._events(session, view, view.column_types(), start, end)
-            skipped = _scalar(session, reading.rejected)
+            rows = session.sql(_sorted_query(view, reading, columns)).to_arrow_table()
+            skipped = session.sql(reading.rejected).fetchall()[0][0]
+        events = _events(Chunk(rows, 0, len(table) - 1), columns, reading.names, False)
         return EventLog(table.select([k.name for k in view.keys]), events, skipped)
 
     def newest_rows(self, view: PlainView, start: int | None, end: int, now: int) -> pa.Table:
         types = {f.name: f.type for f in view.features}
         keys = ", ".join(quote(k.name) for k in view.keys) or "1"
-        where = f"{TIME} <= {end}" + (f" AND {TIME} >= {start}" if start is not None else "")
         waiting = f"CASE WHEN {TIME} > {now} THEN {TIME} END"
+        reading = scan(view, types, self._root, start, end)
         with self._session(view) as session:
-            return session.sql(f"""
-                SELECT * FROM ({scan(view, types, self._root).admitted}) WHERE {where}
+            rows = session.sql(f"""
+                SELECT * EXCLUDE ({ROW}) FROM ({reading.admitted})
                 QUALIFY row_number() OVER (
-                    PARTITION BY {keys}, {waiting} ORDER BY {TIME} DESC, {newest_first(types)}) = 1
+                    PARTITION BY {keys}, {waiting} ORDER BY {TIME} DESC, {newest_first(reading, types)}) = 1
                 ORDER BY {keys}, {TIME}""").to_arrow_table()
+        called = {sql_name: name for name, sql_name in reading.names.items()}
+        return rows.rename_columns([called.get(name, name) for name in rows.column_names])
 
-    def _entities(self, session: duckdb.DuckDBPyConnection, key_columns: Mapping[str, str], spine: Spine) -> np.ndarray:
-        """Numbers the distinct keys of a spine (table `entity`); each row's number, -1 where a key is null."""
-        columns = {name: spine.keys[column] for name, column in key_columns.items()} or {
-            _NO_KEY: pa.array(np.zeros(len(spine), np.int64))
-        }
-        session.register("spine", pa.table({**columns, "__row": np.arange(len(spine))}))
-        keys = ", ".join(map(quote, columns))
-        present = " AND ".join(f"{quote(n)} IS NOT NULL" for n in columns)
-        _number(session, columns, f"SELECT DISTINCT {keys} FROM spine WHERE {present}")
-        numbered = session.sql(
-            f"SELECT coalesce(__entity, -1) AS __entity FROM spine LEFT JOIN entity USING ({keys}) ORDER BY __row"
-        )
-        return np.asarray(numbered.to_arrow_table()["__entity"].combine_chunks())
+    def moments(self, view: StoredView, start: int, end: int) -> pa.Table:
+        names = ", ".join([quote(TIME), *(quote(k.name) for k in view.keys)])
+        with self._session(view) as session:
+            rows = scan(view, {}, self._root, start, end).admitted
+            return session.sql(f"SELECT DISTINCT {names} FROM ({rows}) ORDER BY {names}").to_arrow_table()
 
-    def _events(
-        self,
-        session: duckdb.DuckDBPyConnection,
-        view: WindowedView,
-        columns: Mapping[str, ValueType],
-        start: int | None,
-        end: int,
-    ) -> Events:
-        """The events of the numbered entities, sorted into folding order."""
-        since = f" AND {TIME} >= {start}" if start is not None else ""
-        names = "".join(f", {quote(c)}" for c in columns)
-        table = session.sql(f"""
-            SELECT entity.__entity, {TIME}, coalesce({CREATED}, {BEGINNING}) AS {CREATED}{names}
-            FROM ({scan(view, columns, self._root).admitted}) source {_join(view)}
-            WHERE {TIME} < {end}{since}
-            ORDER BY entity.__entity, {TIME}, {CREATED}""").to_arrow_table()
-        entity = np.asarray(table["__entity"].combine_chunks())
-        entities = _scalar(session, "SELECT count(*) FROM entity")
-        return Events(
-            offsets=np.searchsorted(entity, np.arange(entities + 1)),
-            times=np.asarray(table[TIME].combine_chunks()),
-            created=np.asarray(table[CREATED].combine_chunks()),
-            columns={name: Column.of(_column(table, name, t), t) for name, t in columns.items()},
-        )
+    def reading(self, stage: AsOfStage | WindowStage, first: int | None, last: int | None) -> Reading:
+        if isinstance(stage, WindowStage):
+            found = self._window_scan(stage, first, last)
+            sql = _sorted_query(stage.view, found, _folded(stage))
+        else:
+            types = {f.name: f.type for f in stage.view.features}
+            found = scan(
+                stage.view, {n: types[n] for n in stage.features}, self._root, *_as_of_range(stage, first, last)
+            )
+            sql = _sorted_query(stage.view, found, [ROW]) + _gathering(found, stage.features)
+        in_all = len(open_source(stage.view.source, self._root).files)
+        return Reading(sql, found.files.files, in_all, found.columns, found.rows)
 
+    def _side_by_side(self, work: Callable[[Chunk], Worked], chunks: Iterator[Chunk]) -> Iterator[Worked]:
+        """The work on each chunk, in order, on as many threads as DuckDB has, and as many chunks in memory."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            under_way: deque[Future[Worked]] = deque()
+            for chunk in chunks:
+                under_way.append(pool.submit(work, chunk))
+                if len(under_way) > self._threads:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
 
-def _scalar(session: duckdb.DuckDBPyConnection, query: str) -> int:
-    return session.sql(query).fetchall()[0][0]
+    def _window_scan(self, stage: WindowStage, first: int | None, last: int | None) -> Scan:
+        """Reads from where the oldest window begins to just before the last time asked for."""
+        reaches = [a.tail(first) if first is not None else None for a in stage.aggregations]
+        start = None if None in reaches else min(r for r in reaches if r is not None)
+        return scan(stage.view, _folded(stage), self._root, start, None if last is None else last - 1)
 
 
-def _number(session: duckdb.DuckDBPyConnection, keys: Iterable[str], distinct: str) -> None:
-    """Table `entity`: the distinct keys with a number each, in key order."""
-    order = ", ".join(map(quote, keys))
-    session.execute(
-        f"CREATE TEMP TABLE entity AS SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS __entity FROM ({distinct})"
+def _bounds(spine: Spine) -> tuple[int, int]:
+    return int(spine.times.min()), int(spine.times.max())
+
+
+def _as_of_range(stage: AsOfStage, first: int | None, last: int | None) -> tuple[int | None, int | None]:
+    """The event times that can matter: up to the last time asked for, and not older than the ttl of the first one."""
+    prunes = stage.view.ttl and not stage.expired and first is not None
+    return (first - stage.view.ttl if prunes and first is not None else None), last
+
+
+def _folded(stage: WindowStage) -> dict[str, ValueType | None]:
+    types = stage.view.column_types()
+    return {a.column: types.get(a.column) for a in stage.aggregations if a.column != "*"}
+
+
+def _register_entities(session: duckdb.DuckDBPyConnection, asked: SortedSpine) -> None:
+    """Table `entity`: the distinct keys of a spine with their numbers."""
+    session.register("keys", asked.keys)
+    session.execute("CREATE TEMP TABLE entity AS SELECT * FROM keys")
+
+
+def _sorted_query(view: StoredView, reading: Scan, columns: Iterable[str]) -> str:
+    """The rows of the numbered entities in the order of entity, event time and created time."""
+    created = [f"coalesce({CREATED}, {BEGINNING}) AS {CREATED}"] if view.source.created_field else []
+    selected = ", ".join(["entity.__entity", TIME, *created, *(quote(reading.names.get(c, c)) for c in columns)])
+    order = ", ".join(["entity.__entity", TIME, *([f"coalesce({CREATED}, {BEGINNING})"] if created else [])])
+    return f"SELECT {selected} FROM ({reading.admitted}) source {_join(view)} ORDER BY {order}"
+
+
+def _gathering(reading: Scan, features: Iterable[str]) -> str:
+    columns = ", ".join([ROW, *(quote(reading.names[f]) for f in features)])
+    return f"\nSELECT {columns} FROM ({reading.admitted}) JOIN wanted USING ({ROW})"
+
+
+def _chunks(sorted_rows: duckdb.DuckDBPyRelation, entities: int) -> Iterator[Chunk]:
+    """Sorted rows about CHUNK_ROWS at a time, cut between entities.
+
+    Chunks follow on one another: every entity is in one, also where it has no row.
+    """
+    first, held, count = 0, [], 0
+    reader = sorted_rows.to_arrow_reader(CHUNK_ROWS)
+    for batch in reader:
+        held.append(batch)
+        count += len(batch)
+        if count < CHUNK_ROWS or _entity(held[0], 0) == (last := _entity(batch, -1)):
+            continue
+        rows = pa.Table.from_batches(held)
+        cut = int(np.searchsorted(_numbers(rows, "__entity"), last))
+        yield Chunk(rows.slice(0, cut), first, last - 1)
+        first, held, count = last, rows.slice(cut).to_batches(), count - cut
+    yield Chunk(pa.Table.from_batches(held, reader.schema), first, entities - 1)
+
+
+def _entity(batch: pa.RecordBatch, row: int) -> int:
+    return batch["__entity"][row].as_py() if len(batch) else -1
+
+
+def _events(
+    chunk: Chunk, columns: Mapping[str, ValueType | None], names: Mapping[str, str], knowledge_time: bool
+) -> Events:
+    """Sorted rows as events of the chunk's entities, numbered from 0."""
+    rows = chunk.rows
+    entity, times = _numbers(rows, "__entity"), _numbers(rows, TIME)
+    has_created = CREATED in rows.column_names
+    created = _numbers(rows, CREATED) if has_created else np.broadcast_to(np.int64(BEGINNING), len(rows))
+    return Events(
+        offsets=np.searchsorted(entity, np.arange(chunk.first, chunk.last + 2)),
+        times=times,
+        created=created,
+        columns={name: _folded_column(rows, names[name], wanted) for name, wanted in columns.items()},
+        known=np.where(created == BEGINNING, times, created) if knowledge_time else None,
     )
 
 
-def newest_first(types: Mapping[str, ValueType]) -> str:
+def _folded_column(rows: pa.Table, name: str, wanted: ValueType | None) -> Column:
+    column_type = wanted or of_arrow(rows.schema.field(name).type)
+    assert column_type is not None
+    return Column.of(_column(rows, name, column_type), column_type)
+
+
+def _matched(stage: AsOfStage, asked: SortedSpine, chunk: Chunk) -> Matches:
+    here = asked.between(chunk.first, chunk.last)
+    events = _events(chunk, {}, {}, stage.knowledge_time)
+    return match(events, _numbers(chunk.rows, ROW), here.entity - chunk.first, here.times)
+
+
+def _untied(
+    session: duckdb.DuckDBPyConnection, reading: Scan, types: Mapping[str, ValueType], found: Matches
+) -> Matches:
+    """Ties of event time and created time go to the greatest values, by feature name."""
+    session.register("tied", pa.table({"tie": found.ties, ROW: found.tied_rows}))
+    winners = session.sql(f"""
+        SELECT tie, {ROW} FROM ({reading.admitted}) JOIN tied USING ({ROW})
+        QUALIFY row_number() OVER (PARTITION BY tie ORDER BY {newest_first(reading, types)}) = 1""").to_arrow_table()
+    return found.untied(_numbers(winners, "tie"), _numbers(winners, ROW))
+
+
+def _values(
+    session: duckdb.DuckDBPyConnection, reading: Scan, types: Mapping[str, ValueType], rows: np.ndarray
+) -> dict[str, pa.Array]:
+    """The values of features in the rows at these places of a source, null where there is no row."""
+    if not types:
+        return {}
+    wanted = distinct(rows[rows != NONE])
+    session.register("wanted", pa.table({ROW: wanted}))
+    table = session.sql(_gathering(reading, types)).to_arrow_table()
+    order = np.argsort(_numbers(table, ROW))
+    place = np.searchsorted(wanted, rows)
+    missing = rows == NONE
+    index = pa.array(np.append(order, 0)[np.where(missing, len(wanted), place)], mask=missing)
+    return {name: _column(table, reading.names[name], t).take(index) for name, t in types.items()}
+
+
+def newest_first(reading: Scan, types: Mapping[str, ValueType]) -> str:
     """The order in which rows of one event time are preferred: created time, then the row's values by feature name."""
-    return ", ".join([f"{CREATED} DESC NULLS LAST", *(f"{quote(n)} DESC NULLS LAST" for n in sorted(types))])
+    columns = [CREATED]
+    for name in sorted(types):
+        columns += _order_keys(quote(reading.names[name]), types[name])
+    return ", ".join(f"{column} DESC NULLS LAST" for column in columns)
+
+
+def _order_keys(column: str, value_type: ValueType) -> list[str]:
+    """What orders the values of a column as the contract does: null lowest, also inside lists, and -0.0 below 0.0."""
+    if not value_type.is_list:
+        return [column, f"NOT signbit({column})"] if value_type.is_float else [column]
+    sign = ", 'sign': NOT signbit(x)" if value_type.element.is_float else ""
+    return [f"list_transform({column}, lambda x: {{'present': x IS NOT NULL, 'value': x{sign}}})"]
 
 
 def _key_names(view: WindowedView) -> list[str]:
     return [k.name for k in view.keys] or [_NO_KEY]
 
 
-def _join(view: PlainView | WindowedView) -> str:
+def _join(view: StoredView) -> str:
     """Joins a source to the numbered entities; a view without keys has the one entity."""
     if not view.keys:
         return "CROSS JOIN entity"
     return f"JOIN entity USING ({', '.join(quote(k.name) for k in view.keys)})"
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    return np.asarray(table[name].combine_chunks())
 
 
 def _column(table: pa.Table, name: str, value_type: ValueType) -> pa.Array:

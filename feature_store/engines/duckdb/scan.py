@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import pyarrow as pa
 
 from feature_store.definitions.types import ValueType, of_arrow
-from feature_store.definitions.view import StoredView
+from feature_store.definitions.view import StoredView, WindowedView
 from feature_store.errors import SourceError
 from feature_store.stores.offline.parquet import ParquetFiles, open_source
+from feature_store.timestamps import SECOND, moment, parse_time
 
-TIME, CREATED = "__time", "__created"
+TIME, CREATED, ROW = "__time", "__created", "__row"
+
+#: A row's place is its file's place times this, plus its place in the file.
+ROWS_A_FILE = 1 << 40
+_FILE = "CAST(file_index AS BIGINT)"
+
+#: Times that can be written as a literal: in Python's calendar, and in 64 bits of nanoseconds.
+_DATED = parse_time("0001-01-02T00:00:00Z"), parse_time("9999-12-30T00:00:00Z")
+_DATED_NS = parse_time("1678-01-01T00:00:00Z"), parse_time("2262-01-01T00:00:00Z")
 
 _SQL_TYPES = {
     ValueType.BOOL: "BOOLEAN",
@@ -29,35 +39,141 @@ _SQL_TYPES = {
 
 @dataclass(frozen=True)
 class Scan:
-    """A SELECT over a source's files: `admitted` keeps rows with all keys and a time, `rejected` counts the rest."""
+    """A SELECT over a source's files: `admitted` keeps rows with all keys and a time, `rejected` counts the rest.
+
+    `names` says what each column is called in `admitted`: SQL does not tell names apart that differ in case alone.
+    `files` are those that may hold the asked time range, `columns` what is read of them (physical names), `rows` an
+    upper bound of the rows.
+    """
 
     admitted: str
     rejected: str
+    names: dict[str, str]
+    files: ParquetFiles
+    columns: tuple[str, ...]
+    rows: int
 
 
-def scan(view: StoredView, columns: Mapping[str, ValueType], root: Path) -> Scan:
-    """The scan of a view's source for these columns (mapped names and the types to read them as).
+def scan(
+    view: StoredView,
+    columns: Mapping[str, ValueType | None],
+    root: Path,
+    start: int | None = None,
+    end: int | None = None,
+) -> Scan:
+    """The scan of a view's source for these columns: mapped names and the types to read them as (None: as it is).
 
     Keys keep their names; the event time (delay added) is `__time` and the created time `__created`, both in
-    microseconds. Raises SourceError for a missing file or column, or a type that cannot be read as declared.
+    microseconds; `__row` is the row's place in the source. With `start` and `end` only rows with
+    start <= event time <= end: files and row groups outside are not read.
+    Raises SourceError for a missing file or column, or a type that cannot be read as declared.
     """
-    files = open_source(view.source, root)
+    everything = open_source(view.source, root)
     needed_by = f"view '{view.name}'"
-    keys = {key.name: _typed(files, key.name, key.type, needed_by) for key in view.keys}
-    time = _micros(files, view.source.timestamp_field, needed_by)
-    created = _micros(files, view.source.created_field, needed_by) if view.source.created_field else "NULL::BIGINT"
-    selected = [
-        *(f"{sql} AS {quote(name)}" for name, sql in keys.items()),
-        f"{time} + {view.source.delay} AS {TIME}",
-        f"{created} AS {CREATED}",
-        *(f"{_value(files, name, t, needed_by)} AS {quote(name)}" for name, t in columns.items() if name not in keys),
-    ]
-    present = " AND ".join(f"{sql} IS NOT NULL" for sql in (*keys.values(), time))
-    table = _table(files)
+    source = view.source
+    # Every file answers for its columns before any is left out: a broken one is named whatever is asked.
+    time_field = _time_field(everything, source.timestamp_field, needed_by)
+    fields = {name: everything.column(name, needed_by) for name in (*(k.name for k in view.keys), *columns)}
+    for name in (name for name, wanted in columns.items() if wanted is None):
+        _check_fit(view, name, fields[name])
+    low, high = (None if bound is None else bound - source.delay for bound in (start, end))
+    created_field = _time_field(everything, source.created_field, needed_by) if source.created_field else None
+    times = [time_field.name, *([created_field.name] if created_field else [])]
+    files = everything.between(time_field.name, low, high)
+    parts, opened = [], 0
+    for group in files.alike(times):
+        parts.append(_Part(view, columns, group, opened, low, high))
+        opened += len(group.files)
+    rejected = " UNION ALL ".join(part.rejected for part in parts)
     return Scan(
-        admitted=f"SELECT {', '.join(selected)} FROM {table} WHERE {present}",
-        rejected=f"SELECT count(*) FROM {table} WHERE NOT ({present})",
+        admitted=" UNION ALL ".join(part.admitted for part in parts),
+        rejected=f"SELECT sum(rows)::BIGINT FROM ({rejected})",
+        names=_apart([*(k.name for k in view.keys), *columns]),
+        files=files,
+        columns=tuple(dict.fromkeys([*times, *(f.name for f in fields.values())])),
+        rows=files.rows_between(time_field.name, low, high),
     )
+
+
+class _Part:
+    """The scan of files whose times are of one type: naive ones and zoned ones do not mix in one column of SQL.
+
+    `opened` files come before them in the scan.
+    """
+
+    def __init__(
+        self,
+        view: StoredView,
+        columns: Mapping[str, ValueType | None],
+        files: ParquetFiles,
+        opened: int,
+        low: int | None,
+        high: int | None,
+    ) -> None:
+        source, needed_by = view.source, f"view '{view.name}'"
+        names = _apart([*(k.name for k in view.keys), *columns])
+        keys = {key.name: _typed(files, files.column(key.name, needed_by), key.type, needed_by) for key in view.keys}
+        time_field = _time_field(files, source.timestamp_field, needed_by)
+        time = _time_sql(_place(files, time_field.name), time_field.type)
+        created = "NULL::BIGINT"
+        if source.created_field:
+            created_field = _time_field(files, source.created_field, needed_by)
+            created = _time_sql(_place(files, created_field.name), created_field.type)
+        values = {
+            name: _value(files, files.column(name, needed_by), wanted, needed_by)
+            for name, wanted in columns.items()
+            if name not in keys
+        }
+        selected = [
+            *(f"{sql} AS {quote(name)}" for name, sql in keys.items()),
+            f"{time} + {source.delay} AS {TIME}",
+            f"{created} AS {CREATED}",
+            f"(({_FILE} + {opened}) * {ROWS_A_FILE} + file_row_number) AS {ROW}",
+            *(f"{sql} AS {quote(names[name])}" for name, sql in values.items()),
+        ]
+        present = " AND ".join(f"{sql} IS NOT NULL" for sql in (*keys.values(), time))
+        within = _within(files, time_field, low, high)
+        table = _table(files)
+        self.admitted = f"SELECT {', '.join(selected)} FROM {table} WHERE {' AND '.join([present, *within])}"
+        self.rejected = f"SELECT count(*) AS rows FROM {table} WHERE NOT ({present})"
+
+
+def _apart(names: Iterable[str]) -> dict[str, str]:
+    """A name for each name that no other has, whatever the case; the first keeps its own."""
+    given: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in dict.fromkeys(names):
+        free = name
+        while free.lower() in taken:
+            free += "_"
+        given[name] = free
+        taken.add(free.lower())
+    return given
+
+
+def _within(files: ParquetFiles, time: pa.Field, low: int | None, high: int | None) -> list[str]:
+    """Conditions on the time: one on the column itself, which DuckDB prunes row groups by, and the exact one."""
+    place = _place(files, time.name)
+    micros_sql = _time_sql(place, time.type)
+    exact = [f"{micros_sql} >= {low}"] if low is not None else []
+    exact += [f"{micros_sql} <= {high}"] if high is not None else []
+    coarse = []
+    if pa.types.is_timestamp(time.type):
+        # A second of room each way: units are floored, and pruning needs no precision.
+        coarse += [f"{place} >= {_literal_time(low - SECOND, time.type)}"] if _writable(low, time.type) else []
+        coarse += [f"{place} <= {_literal_time(high + SECOND, time.type)}"] if _writable(high, time.type) else []
+    return coarse + exact
+
+
+def _writable(bound: int | None, arrow_type: pa.DataType) -> TypeGuard[int]:
+    first, last = _DATED_NS if arrow_type.unit == "ns" else _DATED
+    return bound is not None and first <= bound <= last
+
+
+def _literal_time(time: int, arrow_type: pa.DataType) -> str:
+    kind = ("TIMESTAMPTZ" if arrow_type.tz else "TIMESTAMP") + ("_NS" if arrow_type.unit == "ns" else "")
+    text = f"{moment(time):%Y-%m-%d %H:%M:%S.%f}"
+    return f"{kind} '{text}+00'" if arrow_type.tz else f"{kind} '{text}'"
 
 
 def _table(files: ParquetFiles) -> str:
@@ -74,21 +190,38 @@ def _place(files: ParquetFiles, physical: str) -> str:
     return f"c{files.schemas[0].names.index(physical)}"
 
 
-def _value(files: ParquetFiles, name: str, wanted: ValueType, needed_by: str) -> str:
+def _value(files: ParquetFiles, field: pa.Field, wanted: ValueType | None, needed_by: str) -> str:
     """A column as wanted; a column wanted as BOOL that is not one is only asked whether it has a value."""
-    field = files.column(name, needed_by)
     found = of_arrow(field.type)
+    if wanted is None and found is not None:
+        wanted = found.widened
+    if wanted is None:
+        raise SourceError(
+            f"{needed_by}: column '{field.name}' of source '{files.source.name}' ({files.source.path}) is "
+            f"{field.type}, which has no equal as a feature. Write it as another type."
+        )
     if wanted is ValueType.BOOL and found is not ValueType.BOOL:
         column = _place(files, field.name)
         present = f"{column} IS NOT NULL"
         if found and found.is_float:
             present += f" AND isfinite({column})"
         return f"CASE WHEN {present} THEN TRUE END"
-    return _typed(files, name, wanted, needed_by)
+    return _typed(files, field, wanted, needed_by)
 
 
-def _typed(files: ParquetFiles, name: str, wanted: ValueType, needed_by: str) -> str:
-    field = files.column(name, needed_by)
+def _check_fit(view: StoredView, name: str, field: pa.Field) -> None:
+    """Refuses a column that is read as its file has it where an aggregation over it is not defined on that type."""
+    found = of_arrow(field.type)
+    unfit = view.unfit(name, found) if isinstance(view, WindowedView) and found else None
+    if unfit:
+        raise SourceError(
+            f"view '{view.name}': column '{field.name}' of source '{view.source.name}' ({view.source.path}) is "
+            f"{field.type}, on which {unfit.function.kind} (aggregation '{unfit.name}') is not defined. "
+            "Leave that aggregation out, or write the column as another type."
+        )
+
+
+def _typed(files: ParquetFiles, field: pa.Field, wanted: ValueType, needed_by: str) -> str:
     found = of_arrow(field.type)
     if not readable(found, wanted):
         raise SourceError(
@@ -114,14 +247,14 @@ def readable(found: ValueType | None, wanted: ValueType) -> bool:
     return have.is_integer and want.is_integer
 
 
-def _micros(files: ParquetFiles, column: str, needed_by: str) -> str:
+def _time_field(files: ParquetFiles, column: str, needed_by: str) -> pa.Field:
     field = files.physical_column(column, needed_by)
     if of_arrow(field.type) is not ValueType.TIMESTAMP:
         raise SourceError(
             f"{needed_by}: time column '{field.name}' of source '{files.source.name}' ({files.source.path}) is "
             f"{field.type}, not a timestamp. Write it as a timestamp."
         )
-    return _time_sql(_place(files, field.name), field.type)
+    return field
 
 
 def _time_sql(name: str, arrow_type: pa.DataType) -> str:

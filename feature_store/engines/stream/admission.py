@@ -55,7 +55,7 @@ def admit(view: WindowedView, rows: pa.Table, appended_at: int) -> Admitted:
             np.arange(rows.num_rows + 1),
             times,
             np.asarray(created),
-            {name: Column.of(_counted(view, rows, name, t), t) for name, t in types.items()},
+            {name: _folded(view, rows, name, types.get(name)) for name in view.columns},
         ),
     )
 
@@ -77,6 +77,24 @@ def _column(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) ->
         return typed(column, wanted, f"column '{name}'")
     except ColumnError as error:
         raise RequestError(name, f"is refused: {str(error).rstrip('.')}") from error
+
+
+def _folded(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType | None) -> Column:
+    """A column as the view folds it; with no type wanted, as the rows have it."""
+    read_as = wanted or _own_type(view, rows, name)
+    return Column.of(_counted(view, rows, name, read_as), read_as)
+
+
+def _own_type(view: WindowedView, rows: pa.Table, name: str) -> ValueType:
+    column_type = _physical(view, rows, view.source.physical(name)).type
+    if pa.types.is_null(column_type):
+        return ValueType.BOOL
+    found = of_arrow(column_type)
+    if found is None:
+        raise RequestError(name, f"is {column_type}, which has no equal as a feature")
+    if unfit := view.unfit(name, found):
+        raise RequestError(name, f"is {column_type}, on which {unfit.function.kind} is not defined")
+    return found.widened
 
 
 def _counted(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:

@@ -1,9 +1,12 @@
-"""The Parquet files behind a source: where they lie and what columns they hold."""
+"""The Parquet files behind a source: where they lie, what columns they hold, and which of them hold a time range."""
 
 from __future__ import annotations
 
+import datetime as dt
 import glob
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,15 +14,47 @@ import pyarrow.parquet as pq
 
 from feature_store.definitions.source import Source
 from feature_store.errors import SourceError
+from feature_store.timestamps import micros
 
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """The files of one source, sorted, and the schema of each."""
+    """The files of one source, sorted, and the footer of each."""
 
     source: Source
     files: tuple[str, ...]
-    schemas: tuple[pa.Schema, ...]
+    footers: tuple[pq.FileMetaData, ...]
+
+    @cached_property
+    def schemas(self) -> tuple[pa.Schema, ...]:
+        return tuple(footer.schema.to_arrow_schema() for footer in self.footers)
+
+    @property
+    def rows(self) -> int:
+        return sum(footer.num_rows for footer in self.footers)
+
+    def between(self, column: str, start: int | None, end: int | None) -> ParquetFiles:
+        """The files that may hold a time with start <= time <= end (microseconds) in this physical column.
+
+        Judged by the statistics in the footers; a file without them stays. One file stays in any case, for its schema.
+        """
+        kept = [i for i, footer in enumerate(self.footers) if _rows_between(footer, column, start, end)] or [0]
+        return self._only(kept)
+
+    def alike(self, columns: Sequence[str]) -> list[ParquetFiles]:
+        """The files in groups, in each of which these physical columns have one type."""
+        groups: dict[tuple[pa.DataType, ...], list[int]] = {}
+        for i, schema in enumerate(self.schemas):
+            groups.setdefault(tuple(schema.field(column).type for column in columns), []).append(i)
+        return [self._only(kept) for kept in groups.values()]
+
+    def _only(self, kept: Sequence[int]) -> ParquetFiles:
+        files, footers = (tuple(every[i] for i in kept) for every in (self.files, self.footers))
+        return replace(self, files=files, footers=footers)
+
+    def rows_between(self, column: str, start: int | None, end: int | None) -> int:
+        """An upper bound of the rows with such a time: those of the row groups that may hold one."""
+        return sum(_rows_between(footer, column, start, end) for footer in self.footers)
 
     def column(self, name: str, needed_by: str) -> pa.Field:
         """A column by the name views use for it. Raises SourceError when a file has none, or another type of it."""
@@ -54,6 +89,39 @@ def _finest(kinds: list[pa.DataType]) -> pa.DataType:
     return next((kind for kind in kinds if pa.types.is_timestamp(kind) and kind.unit == "ns"), kinds[0])
 
 
+def _rows_between(footer: pq.FileMetaData, column: str, start: int | None, end: int | None) -> int:
+    paths = [footer.schema.column(i).path for i in range(footer.num_columns)]
+    if column not in paths:
+        return footer.num_rows
+    place, rows = paths.index(column), 0
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        low, high = _bounds(group.column(place))
+        before = end is not None and low is not None and low > end
+        after = start is not None and high is not None and high < start
+        rows += 0 if before or after else group.num_rows
+    return rows
+
+
+def _bounds(chunk: pq.ColumnChunkMetaData) -> tuple[int | None, int | None]:
+    """The least and greatest time of a row group in microseconds, None where its statistics do not say."""
+    try:
+        statistics = chunk.statistics
+        if statistics is None or not statistics.has_min_max:
+            return None, None
+        return _time(statistics.min, 0), _time(statistics.max, 1)
+    except (OverflowError, ValueError):  # a year that Python's calendar does not have
+        return None, None
+
+
+def _time(value: object, margin: int) -> int | None:
+    """Finer units than microseconds are floored on reading, so an upper bound gets one more."""
+    if isinstance(value, dt.datetime):
+        return micros(value) + margin
+    if isinstance(value, dt.date):
+        return micros(dt.datetime(value.year, value.month, value.day, tzinfo=dt.UTC))
+    return None
+
+
 def open_source(source: Source, root: Path) -> ParquetFiles:
     """Finds a source's files: a path that is a file, a folder (every .parquet below it) or a glob.
 
@@ -66,7 +134,7 @@ def open_source(source: Source, root: Path) -> ParquetFiles:
             f"source '{source.name}': no Parquet file at {root / _local(source)}. "
             "Put the file there, or correct the source's path and apply again."
         )
-    return ParquetFiles(source, tuple(files), tuple(_schema(source, file) for file in files))
+    return ParquetFiles(source, tuple(files), tuple(_footer(source, file) for file in files))
 
 
 def _local(source: Source) -> str:
@@ -84,8 +152,8 @@ def _files(source: Source, root: Path) -> list[str]:
     return sorted(f for f in glob.glob(pattern, recursive=True) if Path(f).is_file())
 
 
-def _schema(source: Source, file: str) -> pa.Schema:
+def _footer(source: Source, file: str) -> pq.FileMetaData:
     try:
-        return pq.read_schema(file)
+        return pq.read_metadata(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise SourceError(f"source '{source.name}': {file} is not a readable Parquet file ({error}).") from error

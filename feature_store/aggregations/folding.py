@@ -1,0 +1,64 @@
+"""Folds over ranges of values: the state of every range, in one fixed order of operations a range.
+
+Doubling: after step k, element i holds the fold of the 2^k values from i on; a range takes one such block for each bit
+of its length, the least first. The blocks start where the range starts, so equal ranges give equal bits wherever they
+lie. Costs len(values) * log2(longest range), whatever the number of ranges or their overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from feature_store.aggregations.measures import MEASURES, Measure, State, put, take
+
+#: Steps at which blocks that no range still needs are dropped: a hot entity's long ranges then cost its own size only.
+_COMPACTED = frozenset(64 * 8**i for i in range(18))
+
+
+def fold_ranges(values: np.ndarray, low: np.ndarray, high: np.ndarray, measures: Iterable[str]) -> State:
+    """The state of `values[low:high]` for every pair, folded from the first value to the last."""
+    length = np.maximum(high - low, 0)
+    state: State = {"n": length.astype(np.int64)}
+    for name in measures:
+        state |= _fold(values, low, length, MEASURES[name])
+    return state
+
+
+def _fold(values: np.ndarray, low: np.ndarray, length: np.ndarray, measure: Measure) -> State:
+    types = dict.fromkeys(measure.fields, measure.dtype or values.dtype)
+    result = {f: np.full(len(low), v, types[f]) for f, v in measure.identity(values.dtype).items()}
+    blocks = measure.lift(values)
+    ranges = np.flatnonzero(length)
+    position, left = low[ranges], length[ranges]
+    step = 1
+    with np.errstate(over="ignore", invalid="ignore"):
+        while ranges.size:
+            due = np.flatnonzero(left & step)
+            at = ranges[due]
+            before = take(result, at) | {"n": length[at] & (step - 1)}
+            block = take(blocks, position[due]) | {"n": np.array(step)}
+            put(result, at, measure.combine(before, block))
+            position[due] += step
+            longer = np.flatnonzero(length[ranges] >= 2 * step)
+            ranges, position, left = ranges[longer], position[longer], left[longer]
+            if not ranges.size:
+                break
+            if step in _COMPACTED:
+                # What is left of a range is a multiple of twice the step; its last block begins a step before its end.
+                blocks, position = _compacted(blocks, position, position + (left & -(2 * step)) - step + 1)
+            half = {"n": np.array(step)}
+            first, second = (take(blocks, part) | half for part in (slice(None, -step), slice(step, None)))
+            blocks = measure.combine(first, second)
+            step *= 2
+    return result
+
+
+def _compacted(blocks: State, low: np.ndarray, high: np.ndarray) -> tuple[State, np.ndarray]:
+    """The blocks that begin in any of the ranges, and where the ranges begin among them."""
+    size = len(next(iter(blocks.values())))
+    kept = np.cumsum(np.bincount(low, minlength=size + 1) - np.bincount(high, minlength=size + 1))[:size] > 0
+    if 2 * np.count_nonzero(kept) > size:
+        return blocks, low
+    return take(blocks, kept), (np.cumsum(kept) - 1)[low]

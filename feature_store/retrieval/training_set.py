@@ -1,0 +1,269 @@
+"""Training sets: rows with their features in Parquet, and a manifest from which the same bytes are made again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_store.definitions.repository import Definitions, Request
+from feature_store.definitions.view import FeatureRef
+from feature_store.engines.engine import DistributedEngine, Engine
+from feature_store.errors import TrainingSetError, UnknownName
+from feature_store.plan.historical import plan_historical
+from feature_store.retrieval.historical import HistoricalFeatures, write_parquet
+from feature_store.stores.offline.parquet import open_source
+from feature_store.timestamps import iso
+
+FORMAT = 1
+DATA, SPINE, MANIFEST = "data.parquet", "spine.parquet", "manifest.json"
+
+#: Rows of a row group: fixed, so that equal rows make equal bytes.
+_GROUP_ROWS = 131_072
+_PACKAGES = ("isochron-features", "duckdb", "pyarrow", "numpy")
+
+
+class FileVersion(msgspec.Struct, frozen=True):
+    """A file of a source as it was read: its path (relative to the repository where it lies in it) and content."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a training set was made of.
+
+    `features` are the references in column order (`service` names the service that listed them); `definitions` is the
+    fingerprint of every view behind them, `plan` that of the stages; `commit` is the repository's git commit (None
+    where it is not under git) and `uncommitted` whether its files differed from it; `sources` holds the files read of
+    each source; `spine` and `data` are the SHA-256 of the two Parquet files beside the manifest.
+    """
+
+    format: int = FORMAT
+    project: str
+    service: str | None
+    features: tuple[FeatureRef, ...]
+    full_feature_names: bool
+    knowledge_time: bool
+    definitions: str
+    plan: str
+    commit: str | None
+    uncommitted: bool
+    sources: dict[str, tuple[FileVersion, ...]]
+    spine: str
+    data: str
+    rows: int
+    columns: tuple[str, ...]
+    engine: str
+    versions: dict[str, str]
+    made_at: str
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Reads a manifest file; raises TrainingSetError when it is none, or of another format."""
+        try:
+            loaded = msgspec.json.decode(path.read_bytes(), type=cls)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise TrainingSetError(f"{path} is no manifest of a training set ({error}).") from error
+        if loaded.format != FORMAT:
+            raise TrainingSetError(f"{path} has format {loaded.format}, this version reads {FORMAT}.")
+        return loaded
+
+
+class TrainingSet(msgspec.Struct, frozen=True):
+    """A written training set: the folder, and what it was made of."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def data(self) -> Path:
+        """The Parquet file with the rows."""
+        return self.path / DATA
+
+    def to_arrow(self) -> pa.Table:
+        return pq.read_table(self.data)
+
+    def to_df(self) -> Any:
+        return self.to_arrow().to_pandas()
+
+
+def write_training_set(
+    request: Request,
+    spine: pa.Table,
+    engine: Engine | DistributedEngine,
+    root: Path,
+    path: Path,
+    made_at: int,
+    knowledge_time: bool = False,
+) -> TrainingSet:
+    """Writes the folder `path` with the rows, the spine and the manifest; it is there whole or not at all.
+
+    Raises TrainingSetError where the folder exists already, or where a source's file changed while it was read.
+    """
+    with _new_folder(path) as folder:
+        # Read back, so that a rebuild, which has this file only, begins with the same types.
+        spine = pq.read_table(write_parquet(spine, folder / SPINE))
+        sources = _snapshot(request, root)
+        rows, columns = _write_rows(HistoricalFeatures(request, spine, engine, knowledge_time), folder / DATA)
+        if (after := _snapshot(request, root)) != sources:
+            changed = [name for name in sources if after[name] != sources[name]]
+            raise TrainingSetError(f"source '{changed[0]}' changed while it was read; run it again.")
+        commit, uncommitted = _git_state(root)
+        manifest = Manifest(
+            project=request.definitions.project,
+            service=request.service,
+            features=request.refs,
+            full_feature_names=request.full_names,
+            knowledge_time=knowledge_time,
+            definitions=request.fingerprint,
+            plan=plan_historical(request, knowledge_time).fingerprint,
+            commit=commit,
+            uncommitted=uncommitted,
+            sources=sources,
+            spine=_sha256(folder / SPINE),
+            data=_sha256(folder / DATA),
+            rows=rows,
+            columns=columns,
+            engine=type(engine).__name__,
+            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+            made_at=iso(made_at),
+        )
+        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    return TrainingSet(path, manifest)
+
+
+def rebuild_training_set(
+    manifest_file: Path,
+    definitions: Definitions,
+    engine: Engine | DistributedEngine,
+    root: Path,
+    path: Path,
+    made_at: int,
+) -> TrainingSet:
+    """Makes a training set again from its manifest (the spine lies beside it) and checks that the bytes are the same.
+
+    Raises TrainingSetError that says what differs: the definitions, a source's file, the spine, or at last the bytes
+    (then with the packages whose versions differ).
+    """
+    manifest = Manifest.load(manifest_file)
+    spine_file = manifest_file.with_name(SPINE)
+    if not spine_file.is_file() or _sha256(spine_file) != manifest.spine:
+        raise TrainingSetError(f"the spine {spine_file} is not the one the manifest names; put it back.")
+    request = _same_request(manifest, definitions)
+    _check_sources(manifest, _snapshot(request, root))
+    made = write_training_set(request, pq.read_table(spine_file), engine, root, path, made_at, manifest.knowledge_time)
+    if made.manifest.data != manifest.data:
+        now = made.manifest.versions
+        other = [f"{n} {v} (now {now.get(n)})" for n, v in manifest.versions.items() if now.get(n) != v]
+        shutil.rmtree(path)
+        raise TrainingSetError(
+            f"the rebuilt bytes differ from the manifest's; made with: {', '.join(other) or 'the same'}."
+        )
+    return made
+
+
+def _same_request(manifest: Manifest, definitions: Definitions) -> Request:
+    changed = TrainingSetError(
+        f"the definitions behind {manifest.service or 'the features'} changed since; check out commit "
+        f"{manifest.commit or '(none recorded)'} and apply it."
+    )
+    try:
+        request = definitions.request(manifest.features, manifest.full_feature_names, manifest.service)
+    except UnknownName as error:
+        raise changed from error
+    if request.fingerprint != manifest.definitions:
+        raise changed
+    return request
+
+
+def _check_sources(manifest: Manifest, now: dict[str, tuple[FileVersion, ...]]) -> None:
+    for name, files in manifest.sources.items():
+        then, present = {f.path: f for f in files}, {f.path: f for f in now.get(name, ())}
+        for path in sorted(then.keys() | present.keys()):
+            if then.get(path) != present.get(path):
+                what = "is new" if path not in then else "is gone" if path not in present else "has other content"
+                raise TrainingSetError(f"source '{name}': {path} {what}; give the files that the manifest names.")
+
+
+def _snapshot(request: Request, root: Path) -> dict[str, tuple[FileVersion, ...]]:
+    """The files behind each source of a request, by content."""
+    sources = {view.source.name: view.source for view, _ in request.by_view()}
+    known: dict[str, FileVersion] = {}
+    for source in sources.values():
+        for file in open_source(source, root).files:
+            known.setdefault(file, FileVersion(_named(file, root), os.path.getsize(file), _sha256(Path(file))))
+    return {
+        name: tuple(known[file] for file in open_source(source, root).files) for name, source in sorted(sources.items())
+    }
+
+
+def _named(file: str, root: Path) -> str:
+    path = Path(file).resolve()
+    return str(path.relative_to(root.resolve())) if path.is_relative_to(root.resolve()) else str(path)
+
+
+def _write_rows(features: HistoricalFeatures, path: Path) -> tuple[int, tuple[str, ...]]:
+    """Writes the rows in row groups of a fixed size; how many there are, and their columns."""
+    writer = None
+    for group in _groups(features.batches()):
+        writer = writer or pq.ParquetWriter(path, group.schema, compression="zstd")
+        writer.write_table(group, row_group_size=_GROUP_ROWS)
+    assert writer is not None, "batches() gives one batch at least"
+    writer.close()
+    return pq.read_metadata(path).num_rows, tuple(writer.schema.names)
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(map(len, held)) >= _GROUP_ROWS:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, _GROUP_ROWS).combine_chunks()
+            held = table.slice(_GROUP_ROWS).to_batches()
+    if held:
+        yield pa.Table.from_batches(held).combine_chunks()
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name when the block ends well, and goes otherwise."""
+    if path.exists():
+        raise TrainingSetError(f"{path} exists already; a training set is never overwritten. Choose another folder.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git_state(root: Path) -> tuple[str | None, bool]:
+    """The commit of the repository's folder and whether files under it differ from it; (None, False) without git."""
+    try:
+        run = [
+            subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None, False
+    return run[0].strip(), bool(run[1].strip())

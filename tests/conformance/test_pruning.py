@@ -1,0 +1,115 @@
+"""What a retrieval reads: the files and columns it needs, and nothing else; and what explain says of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feature_store.definitions.source import Source
+from feature_store.definitions.types import ValueType
+from feature_store.definitions.view import Field, PlainView, WindowedView
+from feature_store.engines.duckdb.engine import DuckDBEngine
+from feature_store.errors import SourceError
+from feature_store.retrieval.historical import HistoricalFeatures, retrieve
+from feature_store.testing.views import aggregation, definitions, windowed
+from feature_store.timestamps import DAY, HOUR
+
+KEY = (Field("customer", ValueType.INT64),)
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def source(delay: int = 0) -> Source:
+    return Source(name="payments", path="payments", timestamp_field="at", delay=delay)
+
+
+def plain(ttl: int = 0) -> PlainView:
+    features = (Field("amount", ValueType.FLOAT64), Field("city", ValueType.STRING))
+    return PlainView(name="newest", keys=KEY, features=features, source=source(), ttl=ttl)
+
+
+def spend(delay: int = 0) -> WindowedView:
+    return windowed(
+        [aggregation("sum", "amount", DAY, HOUR, column_type=ValueType.FLOAT64, name="sum_1d")], KEY, source(delay)
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Five days of payments, a file a day, one payment an hour."""
+    (tmp_path / "payments").mkdir()
+    for day in range(5):
+        at = [START + timedelta(days=day, hours=hour) for hour in range(24)]
+        rows = {"customer": [1] * 24, "at": pa.array(at, pa.timestamp("us", "UTC")), "amount": [1.0] * 24}
+        rows |= {"city": ["Ulm"] * 24, "unused": [day] * 24}
+        pq.write_table(pa.table(rows), tmp_path / "payments" / f"day-{day}.parquet")
+    return tmp_path
+
+
+@pytest.fixture
+def engine(root: Path) -> Iterator[DuckDBEngine]:
+    with contextlib.closing(DuckDBEngine(root)) as opened:
+        yield opened
+
+
+def spine(*days: float) -> pa.Table:
+    times = pa.array([START + timedelta(days=day) for day in days], pa.timestamp("us", "UTC"))
+    return pa.table({"customer": pa.array([1] * len(days), pa.int64()), "event_timestamp": times})
+
+
+def spoil(root: Path, *days: int) -> None:
+    """Overwrites the values of some days' files and leaves the footers: whoever reads a value there, fails."""
+    for day in days:
+        path = root / "payments" / f"day-{day}.parquet"
+        content = bytearray(path.read_bytes())
+        footer = int.from_bytes(content[-8:-4], "little") + 8
+        content[4:-footer] = b"\xff" * (len(content) - footer - 4)
+        path.write_bytes(bytes(content))
+
+
+def test_files_outside_the_windows_are_not_read(root: Path, engine: DuckDBEngine) -> None:
+    request = definitions(spend()).resolve(["view:sum_1d"])
+    whole = retrieve(request, spine(2.5), engine)
+    spoil(root, 0, 3, 4)
+    assert retrieve(request, spine(2.5), engine).equals(whole)
+    assert whole["sum_1d"].to_pylist() == [24.0]
+    with pytest.raises(SourceError):
+        retrieve(request, spine(1.5), engine)
+
+
+def test_a_delay_moves_what_is_read(root: Path, engine: DuckDBEngine) -> None:
+    spoil(root, 0, 3, 4)
+    request = definitions(spend(delay=2 * DAY)).resolve(["view:sum_1d"])
+    assert retrieve(request, spine(4.5), engine)["sum_1d"].to_pylist() == [24.0]
+
+
+def test_rows_older_than_the_ttl_and_columns_nobody_asked_for_are_not_read(root: Path, engine: DuckDBEngine) -> None:
+    spoil(root, 0, 1, 3, 4)
+    request = definitions(plain(ttl=12 * HOUR)).resolve(["newest:amount"])
+    assert retrieve(request, spine(2.6, 2.9), engine)["amount"].to_pylist() == [1.0, 1.0]
+
+
+def test_explain_names_stages_sql_files_columns_and_rows(root: Path, engine: DuckDBEngine) -> None:
+    request = definitions(plain(), spend()).resolve(["newest:amount", "view:sum_1d"])
+    text = HistoricalFeatures(request, spine(1.5, 2.5), engine).explain()
+    lines = text.splitlines()
+    assert lines[0] == "spine: 2 rows"
+    assert lines[1] == "1. as-of join newest: newest row at or before event_timestamp -> amount"
+    assert "reads 3 of 5 files, about 72 rows" in lines[2]
+    assert lines[3] == "   columns: at, customer, amount"
+    assert "2. windows view: sum_1d = sum(amount) over 1d" in lines
+    assert lines[-1] == "columns: amount, sum_1d"
+    assert "unused" not in text
+    assert "city" not in lines[3]
+    assert sum("read_parquet" in line for line in lines) == 3  # rows to match, values of the matched, events
+
+
+def test_explain_reads_no_values(root: Path, engine: DuckDBEngine) -> None:
+    spoil(root, 0, 1, 2, 3, 4)
+    request = definitions(spend()).resolve(["view:sum_1d"])
+    assert "reads 2 of 5 files" in HistoricalFeatures(request, spine(2.5), engine).explain()
