@@ -134,3 +134,14 @@ class NotCarried(IsochronError, NotImplementedError):
 
 class TrainingSetError(IsochronError):
     """A training set cannot be written where it is asked, or its manifest no longer gives the same bytes."""
+
+
+class MemoryLimitReached(IsochronError):
+    """A retrieval needs more memory than the engine was given, after all that can be spilled was spilled."""
+
+    def __init__(self, view: str, limit: str) -> None:
+        self.view, self.limit = view, limit
+        super().__init__(
+            f"view '{view}' needs more memory than the limit of {limit}, though sorts spill to disk. Raise memory_limit "
+            "under offline_store in feature_store.yaml, or ask for fewer rows or features at a time."
+        )

@@ -46,13 +46,10 @@ class Column:
     @classmethod
     def of(cls, array: pa.Array, column_type: ValueType) -> Column:
         """A column as the algebra wants it, from an Arrow array of that type."""
-        valid = ~np.asarray(array.is_null())
+        valid = ~np.asarray(array.is_null()) if array.null_count else np.ones(len(array), bool)
         if column_type.is_float:
-            values = np.asarray(array.cast(pa.float64()).fill_null(0.0)) + 0.0
-            valid = valid & np.isfinite(values)
-            values = np.where(valid, values, 0.0)
-            array = pa.array(values, column_type.arrow, mask=~valid, from_pandas=False) if len(values) else array
-        elif column_type.is_integer or column_type is ValueType.TIMESTAMP:
+            return cls._of_floats(array, column_type, valid)
+        if column_type.is_integer or column_type is ValueType.TIMESTAMP:
             values = np.asarray(array.cast(pa.int64()).fill_null(0))
         elif column_type is ValueType.BOOL:
             values = np.asarray(array.cast(pa.uint8()).fill_null(0)).astype(np.int64)
@@ -61,6 +58,17 @@ class Column:
         else:
             values = _ranks(array)
         return cls(column_type, values, valid, array)
+
+    @classmethod
+    def _of_floats(cls, array: pa.Array, column_type: ValueType, valid: np.ndarray) -> Column:
+        values = np.asarray(array.cast(pa.float64()).fill_null(0.0))
+        finite = np.isfinite(values)
+        negative_zero = (values == 0) & np.signbit(values)
+        if finite.all() and not negative_zero.any():
+            return cls(column_type, values, valid, array)
+        valid = valid & finite
+        values = np.where(valid, values, 0.0) + 0.0
+        return cls(column_type, values, valid, pa.array(values, column_type.arrow, mask=~valid, from_pandas=False))
 
 
 def _ranks(array: pa.Array) -> np.ndarray:
@@ -91,6 +99,15 @@ class Events:
     def entity(self) -> np.ndarray:
         """The entity of each event."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    @cached_property
+    def _tied(self) -> np.ndarray:
+        """The rows that share their entity and time with a neighbour."""
+        same = self.times[1:] == self.times[:-1]
+        if not same.any():
+            return np.zeros(0, np.int64)
+        same &= self.entity[1:] == self.entity[:-1]
+        return np.flatnonzero(np.append(same, False) | np.append(False, same))
 
     def rank(self, entity: np.ndarray, time: np.ndarray) -> np.ndarray:
         """How many events (counted over all rows) lie before `time` in each entity's range.
@@ -135,9 +152,7 @@ class Events:
     def ordered_by(self, column: str) -> np.ndarray:
         """A permutation of the rows into the order keys of one column: it moves rows of equal times only."""
         order = np.arange(len(self.times))
-        same = (self.entity[1:] == self.entity[:-1]) & (self.times[1:] == self.times[:-1])
-        tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
-        if tied.size:
+        if (tied := self._tied).size:
             keys = (self.columns[column].values, self.created, self.times, self.entity)
             order[tied] = tied[np.lexsort(tuple(key[tied] for key in keys))]
         return order
@@ -174,11 +189,12 @@ class ColumnFold:
         if column == "*":
             everything = Column(ValueType.BOOL, np.ones(count, np.int64), np.ones(count, bool), pa.nulls(count))
             return cls(everything, np.arange(count), np.arange(count + 1), events.known)
-        order = events.ordered_by(column)
-        valid = events.columns[column].valid[order]
-        rows = order[valid]
-        known = None if events.known is None else events.known[rows]
-        return cls(events.columns[column], rows, np.concatenate([[0], np.cumsum(valid)]), known)
+        found, rows = events.columns[column], events.ordered_by(column)
+        before = np.arange(count + 1)
+        if not found.valid.all():
+            valid = found.valid[rows]
+            rows, before = rows[valid], np.append(0, np.cumsum(valid))
+        return cls(found, rows, before, None if events.known is None else events.known[rows])
 
     @cached_property
     def values(self) -> np.ndarray:

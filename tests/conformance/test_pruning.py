@@ -15,7 +15,7 @@ from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import Field, PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
-from feature_store.errors import SourceError
+from feature_store.errors import MemoryLimitReached, SourceError
 from feature_store.retrieval.historical import HistoricalFeatures, retrieve
 from feature_store.testing.views import aggregation, definitions, windowed
 from feature_store.timestamps import DAY, HOUR
@@ -113,3 +113,20 @@ def test_explain_reads_no_values(root: Path, engine: DuckDBEngine) -> None:
     spoil(root, 0, 1, 2, 3, 4)
     request = definitions(spend()).resolve(["view:sum_1d"])
     assert "reads 2 of 5 files" in HistoricalFeatures(request, spine(2.5), engine).explain()
+
+
+def test_a_memory_limit_spills_first_and_is_then_named(tmp_path: Path) -> None:
+    """A million rows sort in 60 MB by way of the disk, to the same values; in 10 MB they do not, and the error says so."""
+    count = 1_000_000
+    at = pa.array(range(count), pa.int64()).cast(pa.timestamp("us", "UTC"))
+    rows = {"customer": pa.array([i * 7919 % 1_000 for i in range(count)]), "at": at, "amount": pa.array([1.0] * count)}
+    pq.write_table(pa.table(rows), tmp_path / "payments", row_group_size=100_000)
+    asked = pa.table({"customer": pa.array(range(1_000)), "event_timestamp": pa.array([count] * 1_000).cast(at.type)})
+    request = definitions(spend()).resolve(["view:sum_1d"])
+    with contextlib.closing(DuckDBEngine(tmp_path, "60MB")) as engine:
+        assert set(retrieve(request, asked, engine)["sum_1d"].to_pylist()) == {1_000.0}
+    with (
+        contextlib.closing(DuckDBEngine(tmp_path, "10MB")) as engine,
+        pytest.raises(MemoryLimitReached, match="Raise mem"),
+    ):
+        retrieve(request, asked, engine)

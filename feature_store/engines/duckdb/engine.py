@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import duckdb
 import numpy as np
@@ -21,9 +21,10 @@ from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import PlainView, StoredView, WindowedView
 from feature_store.engines.duckdb.matching import NONE, Matches, distinct, match
 from feature_store.engines.duckdb.scan import CREATED, ROW, TIME, Scan, quote, scan
+from feature_store.engines.duckdb.sorting import Chunk, SortedRows, numbers
 from feature_store.engines.duckdb.spine import SortedSpine
 from feature_store.engines.engine import ROW_TIME, Reading, Spine
-from feature_store.errors import SourceError
+from feature_store.errors import MemoryLimitReached, SourceError
 from feature_store.plan.historical import AsOfStage, WindowStage
 from feature_store.stores.offline.parquet import open_source
 from feature_store.timestamps import BEGINNING, arrow_timestamps
@@ -31,23 +32,11 @@ from feature_store.timestamps import BEGINNING, arrow_timestamps
 #: A view without keys has one entity; it joins on this constant.
 _NO_KEY = "__only"
 
-#: Rows sorted by DuckDB that are worked on at a time, except where one entity has more: they stay in the processor's
-#: caches while they are folded.
-CHUNK_ROWS = 400_000
-
 #: What DuckDB may hold in memory where the repository does not say; beyond it, it spills to disk.
 DEFAULT_MEMORY_LIMIT = "4GB"
 
 
 Worked = TypeVar("Worked")
-
-
-class Chunk(NamedTuple):
-    """Sorted rows of the entities `first` to `last`, all of them."""
-
-    rows: pa.Table
-    first: int
-    last: int
 
 
 class DuckDBEngine:
@@ -58,12 +47,13 @@ class DuckDBEngine:
 
     def __init__(self, root: Path, memory_limit: str | None = None) -> None:
         self._root = root
+        self._memory_limit = memory_limit or DEFAULT_MEMORY_LIMIT
         self._spill = tempfile.mkdtemp(prefix="isochron-")
         # Results are ordered by us where order matters. Times are read as microseconds, which no session zone shifts.
         self._connection = duckdb.connect(
             config={
                 "preserve_insertion_order": "false",
-                "memory_limit": memory_limit or DEFAULT_MEMORY_LIMIT,
+                "memory_limit": self._memory_limit,
                 "temp_directory": self._spill,
             }
         )
@@ -82,6 +72,8 @@ class DuckDBEngine:
         try:
             with self._connection.cursor() as session:
                 yield session
+        except duckdb.OutOfMemoryException as error:
+            raise MemoryLimitReached(view.name, self._memory_limit) from error
         except duckdb.Error as error:
             reason = str(error).strip().splitlines()[0]
             raise SourceError(f"view '{view.name}': source '{view.source.name}' could not be read: {reason}") from error
@@ -91,8 +83,8 @@ class DuckDBEngine:
             return {a.name: pa.nulls(0, a.output.arrow) for a in stage.aggregations}
         columns = _folded(stage)
         reading = self._window_scan(stage, *_bounds(spine))
-        query = _sorted_query(stage.view, reading, columns)
         asked = SortedSpine.of(spine, stage.key_columns)
+        rows = SortedRows(stage.view, reading, tuple(columns), asked.entities)
 
         def fold(chunk: Chunk) -> dict[str, pa.Array]:
             here = asked.between(chunk.first, chunk.last)
@@ -101,7 +93,7 @@ class DuckDBEngine:
 
         with self._session(stage.view) as session:
             _register_entities(session, asked)
-            parts = list(self._side_by_side(fold, _chunks(session.sql(query), asked.entities)))
+            parts = list(self._side_by_side(fold, rows.chunks(session)))
         return {a.name: asked.restored([part[a.name] for part in parts]) for a in stage.aggregations}
 
     def as_of(self, stage: AsOfStage, spine: Spine) -> dict[str, pa.Array]:
@@ -112,9 +104,8 @@ class DuckDBEngine:
         asked = SortedSpine.of(spine, stage.key_columns)
         with self._session(stage.view) as session:
             _register_entities(session, asked)
-            query = _sorted_query(stage.view, reading, [ROW])
-            chunks = _chunks(session.sql(query), asked.entities)
-            found = Matches.joined(self._side_by_side(partial(_matched, stage, asked), chunks))
+            places = SortedRows(stage.view, reading, (ROW,), asked.entities)
+            found = Matches.joined(self._side_by_side(partial(_matched, stage, asked), places.chunks(session)))
             if len(found.ties):
                 found = _untied(session, reading, types, found)
             live = found.times >= asked.times - stage.view.ttl if stage.view.ttl else True
@@ -133,9 +124,9 @@ class DuckDBEngine:
                 CREATE TEMP TABLE entity AS SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS __entity
                 FROM (SELECT DISTINCT {keys} FROM ({reading.admitted}))""")
             table = session.sql("SELECT * EXCLUDE (__entity) FROM entity ORDER BY __entity").to_arrow_table()
-            rows = session.sql(_sorted_query(view, reading, columns)).to_arrow_table()
+            chunk = SortedRows(view, reading, tuple(columns), len(table)).whole(session)
             skipped = session.sql(reading.rejected).fetchall()[0][0]
-        events = _events(Chunk(rows, 0, len(table) - 1), columns, reading.names, False)
+        events = _events(chunk, columns, reading.names, False)
         return EventLog(table.select([k.name for k in view.keys]), events, skipped)
 
     def newest_rows(self, view: PlainView, start: int | None, end: int, now: int) -> pa.Table:
@@ -161,13 +152,13 @@ class DuckDBEngine:
     def reading(self, stage: AsOfStage | WindowStage, first: int | None, last: int | None) -> Reading:
         if isinstance(stage, WindowStage):
             found = self._window_scan(stage, first, last)
-            sql = _sorted_query(stage.view, found, _folded(stage))
+            sql = SortedRows(stage.view, found, tuple(_folded(stage)), 1).sql
         else:
             types = {f.name: f.type for f in stage.view.features}
             found = scan(
                 stage.view, {n: types[n] for n in stage.features}, self._root, *_as_of_range(stage, first, last)
             )
-            sql = _sorted_query(stage.view, found, [ROW]) + _gathering(found, stage.features)
+            sql = SortedRows(stage.view, found, (ROW,), 1).sql + _gathering(found, stage.features)
         in_all = len(open_source(stage.view.source, self._root).files)
         return Reading(sql, found.files.files, in_all, found.columns, found.rows)
 
@@ -210,52 +201,20 @@ def _register_entities(session: duckdb.DuckDBPyConnection, asked: SortedSpine) -
     session.execute("CREATE TEMP TABLE entity AS SELECT * FROM keys")
 
 
-def _sorted_query(view: StoredView, reading: Scan, columns: Iterable[str]) -> str:
-    """The rows of the numbered entities in the order of entity, event time and created time."""
-    created = [f"coalesce({CREATED}, {BEGINNING}) AS {CREATED}"] if view.source.created_field else []
-    selected = ", ".join(["entity.__entity", TIME, *created, *(quote(reading.names.get(c, c)) for c in columns)])
-    order = ", ".join(["entity.__entity", TIME, *([f"coalesce({CREATED}, {BEGINNING})"] if created else [])])
-    return f"SELECT {selected} FROM ({reading.admitted}) source {_join(view)} ORDER BY {order}"
-
-
 def _gathering(reading: Scan, features: Iterable[str]) -> str:
     columns = ", ".join([ROW, *(quote(reading.names[f]) for f in features)])
     return f"\nSELECT {columns} FROM ({reading.admitted}) JOIN wanted USING ({ROW})"
-
-
-def _chunks(sorted_rows: duckdb.DuckDBPyRelation, entities: int) -> Iterator[Chunk]:
-    """Sorted rows about CHUNK_ROWS at a time, cut between entities.
-
-    Chunks follow on one another: every entity is in one, also where it has no row.
-    """
-    first, held, count = 0, [], 0
-    reader = sorted_rows.to_arrow_reader(CHUNK_ROWS)
-    for batch in reader:
-        held.append(batch)
-        count += len(batch)
-        if count < CHUNK_ROWS or _entity(held[0], 0) == (last := _entity(batch, -1)):
-            continue
-        rows = pa.Table.from_batches(held)
-        cut = int(np.searchsorted(_numbers(rows, "__entity"), last))
-        yield Chunk(rows.slice(0, cut), first, last - 1)
-        first, held, count = last, rows.slice(cut).to_batches(), count - cut
-    yield Chunk(pa.Table.from_batches(held, reader.schema), first, entities - 1)
-
-
-def _entity(batch: pa.RecordBatch, row: int) -> int:
-    return batch["__entity"][row].as_py() if len(batch) else -1
 
 
 def _events(
     chunk: Chunk, columns: Mapping[str, ValueType | None], names: Mapping[str, str], knowledge_time: bool
 ) -> Events:
     """Sorted rows as events of the chunk's entities, numbered from 0."""
-    rows = chunk.rows
-    entity, times = _numbers(rows, "__entity"), _numbers(rows, TIME)
+    rows, times = chunk.rows, chunk.times
     has_created = CREATED in rows.column_names
-    created = _numbers(rows, CREATED) if has_created else np.broadcast_to(np.int64(BEGINNING), len(rows))
+    created = numbers(rows, CREATED) if has_created else np.broadcast_to(np.int64(BEGINNING), len(rows))
     return Events(
-        offsets=np.searchsorted(entity, np.arange(chunk.first, chunk.last + 2)),
+        offsets=np.searchsorted(chunk.entity, np.arange(chunk.first, chunk.last + 2)),
         times=times,
         created=created,
         columns={name: _folded_column(rows, names[name], wanted) for name, wanted in columns.items()},
@@ -272,7 +231,7 @@ def _folded_column(rows: pa.Table, name: str, wanted: ValueType | None) -> Colum
 def _matched(stage: AsOfStage, asked: SortedSpine, chunk: Chunk) -> Matches:
     here = asked.between(chunk.first, chunk.last)
     events = _events(chunk, {}, {}, stage.knowledge_time)
-    return match(events, _numbers(chunk.rows, ROW), here.entity - chunk.first, here.times)
+    return match(events, numbers(chunk.rows, ROW), here.entity - chunk.first, here.times)
 
 
 def _untied(
@@ -283,7 +242,7 @@ def _untied(
     winners = session.sql(f"""
         SELECT tie, {ROW} FROM ({reading.admitted}) JOIN tied USING ({ROW})
         QUALIFY row_number() OVER (PARTITION BY tie ORDER BY {newest_first(reading, types)}) = 1""").to_arrow_table()
-    return found.untied(_numbers(winners, "tie"), _numbers(winners, ROW))
+    return found.untied(numbers(winners, "tie"), numbers(winners, ROW))
 
 
 def _values(
@@ -295,7 +254,7 @@ def _values(
     wanted = distinct(rows[rows != NONE])
     session.register("wanted", pa.table({ROW: wanted}))
     table = session.sql(_gathering(reading, types)).to_arrow_table()
-    order = np.argsort(_numbers(table, ROW))
+    order = np.argsort(numbers(table, ROW))
     place = np.searchsorted(wanted, rows)
     missing = rows == NONE
     index = pa.array(np.append(order, 0)[np.where(missing, len(wanted), place)], mask=missing)
@@ -320,17 +279,6 @@ def _order_keys(column: str, value_type: ValueType) -> list[str]:
 
 def _key_names(view: WindowedView) -> list[str]:
     return [k.name for k in view.keys] or [_NO_KEY]
-
-
-def _join(view: StoredView) -> str:
-    """Joins a source to the numbered entities; a view without keys has the one entity."""
-    if not view.keys:
-        return "CROSS JOIN entity"
-    return f"JOIN entity USING ({', '.join(quote(k.name) for k in view.keys)})"
-
-
-def _numbers(table: pa.Table, name: str) -> np.ndarray:
-    return np.asarray(table[name].combine_chunks())
 
 
 def _column(table: pa.Table, name: str, value_type: ValueType) -> pa.Array:

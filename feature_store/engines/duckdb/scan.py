@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -43,7 +43,7 @@ class Scan:
 
     `names` says what each column is called in `admitted`: SQL does not tell names apart that differ in case alone.
     `files` are those that may hold the asked time range, `columns` what is read of them (physical names), `rows` an
-    upper bound of the rows.
+    upper bound of the rows. No event time lies before `first` or after `last`, where the files tell (else None).
     """
 
     admitted: str
@@ -52,6 +52,8 @@ class Scan:
     files: ParquetFiles
     columns: tuple[str, ...]
     rows: int
+    first: int | None
+    last: int | None
 
 
 def scan(
@@ -85,6 +87,7 @@ def scan(
         parts.append(_Part(view, columns, group, opened, low, high))
         opened += len(group.files)
     rejected = " UNION ALL ".join(part.rejected for part in parts)
+    first, last = files.bounds(time_field.name)
     return Scan(
         admitted=" UNION ALL ".join(part.admitted for part in parts),
         rejected=f"SELECT sum(rows)::BIGINT FROM ({rejected})",
@@ -92,7 +95,16 @@ def scan(
         files=files,
         columns=tuple(dict.fromkeys([*times, *(f.name for f in fields.values())])),
         rows=files.rows_between(time_field.name, low, high),
+        first=_within_both(first, low, max, source.delay),
+        last=_within_both(last, high, min, source.delay),
     )
+
+
+def _within_both(bound: int | None, asked: int | None, tighter: Callable[[int, int], int], delay: int) -> int | None:
+    if bound is None or asked is None:
+        bound = asked if bound is None else bound
+        return None if bound is None else bound + delay
+    return tighter(bound, asked) + delay
 
 
 class _Part:

@@ -56,6 +56,13 @@ class ParquetFiles:
         """An upper bound of the rows with such a time: those of the row groups that may hold one."""
         return sum(_rows_between(footer, column, start, end) for footer in self.footers)
 
+    def bounds(self, column: str) -> tuple[int | None, int | None]:
+        """Times that none in this physical column lies before, or after; None where the statistics do not say."""
+        found = [bounds for footer in self.footers for bounds in _all_bounds(footer, column)]
+        lows, highs = [low for low, _ in found if low is not None], [high for _, high in found if high is not None]
+        whole = bool(found) and len(lows) == len(highs) == len(found)
+        return (min(lows), max(highs)) if whole else (None, None)
+
     def column(self, name: str, needed_by: str) -> pa.Field:
         """A column by the name views use for it. Raises SourceError when a file has none, or another type of it."""
         return self.physical_column(self.source.physical(name), needed_by)
@@ -90,16 +97,21 @@ def _finest(kinds: list[pa.DataType]) -> pa.DataType:
 
 
 def _rows_between(footer: pq.FileMetaData, column: str, start: int | None, end: int | None) -> int:
-    paths = [footer.schema.column(i).path for i in range(footer.num_columns)]
-    if column not in paths:
-        return footer.num_rows
-    place, rows = paths.index(column), 0
-    for group in map(footer.row_group, range(footer.num_row_groups)):
-        low, high = _bounds(group.column(place))
+    rows = 0
+    for number, (low, high) in enumerate(_all_bounds(footer, column)):
         before = end is not None and low is not None and low > end
         after = start is not None and high is not None and high < start
-        rows += 0 if before or after else group.num_rows
+        rows += 0 if before or after else footer.row_group(number).num_rows
     return rows
+
+
+def _all_bounds(footer: pq.FileMetaData, column: str) -> list[tuple[int | None, int | None]]:
+    """The least and greatest time of each row group."""
+    paths = [footer.schema.column(i).path for i in range(footer.num_columns)]
+    groups = map(footer.row_group, range(footer.num_row_groups))
+    if column not in paths:
+        return [(None, None) for _ in groups]
+    return [_bounds(group.column(paths.index(column))) for group in groups]
 
 
 def _bounds(chunk: pq.ColumnChunkMetaData) -> tuple[int | None, int | None]:
