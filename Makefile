@@ -1,8 +1,9 @@
 .DEFAULT_GOAL := help
 UV ?= $(shell command -v uv 2>/dev/null || echo .venv/bin/uv)
 RUN := .venv/bin/
+TARGET ?= history
 
-.PHONY: help install demo test lint
+.PHONY: help install demo test lint bench
 
 help: ## Show what each target does
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,3 +27,7 @@ lint: install ## Style, types and the import contract
 	$(RUN)ruff format --check .
 	$(RUN)mypy
 	$(RUN)lint-imports
+
+bench: install ## Measure against Feast and code written by hand: make bench TARGET=history OPTIONS="--scale 0.01"
+	$(UV) sync --group bench --inexact --locked
+	$(RUN)python -m benchmarks.$(TARGET) $(OPTIONS)
