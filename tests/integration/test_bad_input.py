@@ -1,19 +1,30 @@
-"""Bad input from the command line: one clear line, an exit code, and no file half written."""
+"""Bad input from the command line, a FeatureLayer and Feast's SDK: one clear typed error, and no file half written."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feast import FeatureStore
+from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from typer.testing import CliRunner
 
 from datasets.fraud_generator import FraudData
 from feature_store import FeatureLayer
 from feature_store.cli import app
-from feature_store.errors import IsochronError, RequestError, SourceError, StoreNotReady, UnknownName
+from feature_store.errors import (
+    ColumnError,
+    IsochronError,
+    RequestError,
+    SourceError,
+    SpineError,
+    StoreNotReady,
+    UnknownName,
+)
 from feature_store.timestamps import DAY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +71,75 @@ def test_an_empty_spine_gives_the_columns_and_no_rows(fraud_repo: Path) -> None:
         table = layer.get_historical_features(_spine().slice(1), "fraud_v1").to_arrow()
         assert table.num_rows == 0
         assert table.column_names[5:] == layer.prepare("fraud_v1").feature_names
+
+
+def _by_layer(repo: Path, spine: pa.Table, out: Path) -> None:
+    with FeatureLayer(repo) as layer:
+        layer.get_historical_features(spine, "fraud_v1").to_parquet(out)
+
+
+def _by_sdk(repo: Path, spine: pa.Table, out: Path) -> None:
+    store = FeatureStore(str(repo))
+    job = store.get_historical_features(spine.to_pandas(), store.get_feature_service("fraud_v1"))
+    job.persist(SavedDatasetFileStorage(str(out)))
+
+
+WAYS = pytest.mark.parametrize("write", [_by_layer, _by_sdk])
+# Feast itself warns of what our plug-ins replace, and checks request values before it comes to us.
+FEAST = pytest.mark.filterwarnings("ignore")
+
+
+@FEAST
+@WAYS
+@pytest.mark.parametrize("case", [case for case in SPINES if case != "no request value"])
+def test_a_spine_that_cannot_be_used_in_python(case: str, write: Callable, fraud_repo: Path, tmp_path: Path) -> None:
+    spine, reason = SPINES[case]
+    with pytest.raises((SpineError, ColumnError)) as refused:
+        write(fraud_repo, spine, tmp_path / "out.parquet")
+    assert reason in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@FEAST
+@WAYS
+def test_an_empty_spine_gives_columns_of_the_right_types(write: Callable, fraud_repo: Path, tmp_path: Path) -> None:
+    for name, spine in (("one", _spine()), ("none", _spine().slice(1))):
+        write(fraud_repo, spine, tmp_path / f"{name}.parquet")
+    one, none = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "none"))
+    assert none.schema.equals(one.schema)
+    assert (len(one), len(none)) == (1, 0)
+
+
+def _as_text(column: str) -> Callable[[pa.Table], pa.Table]:
+    def write(table: pa.Table) -> pa.Table:
+        texts = pa.array([str(value) for value in table[column].to_pylist()])
+        return table.set_column(table.column_names.index(column), column, texts)
+
+    return write
+
+
+SOURCES = {
+    "a missing column": (lambda table: table.drop_columns(["TX_AMOUNT"]), "has no column 'TX_AMOUNT'; it has:"),
+    "a key that is text": (_as_text("CUSTOMER_ID"), "is string, but is declared as Int64"),
+    "a time that is text": (_as_text("TX_DATETIME"), "'TX_DATETIME' of source 'transactions'"),
+    "no file": (None, "no Parquet file at"),
+}
+
+
+@FEAST
+@WAYS
+@pytest.mark.parametrize("case", SOURCES)
+def test_a_source_that_cannot_be_used(case: str, write: Callable, repo: Path, tmp_path: Path) -> None:
+    change, reason = SOURCES[case]
+    file = repo / "data" / "transactions.parquet"
+    if change:
+        pq.write_table(change(pq.read_table(file)), file)
+    else:
+        file.unlink()
+    with pytest.raises(SourceError, match=reason) as refused:
+        write(repo, _spine(), tmp_path / "out" / "out.parquet")
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.rglob("*out*.parquet*"))
 
 
 def test_a_transactions_file_without_a_column(fraud_repo: Path, fraud_data: FraudData, tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""What our plug-ins take from a Feast configuration: the repository's folder, paths in it, and the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from feast.repo_config import RepoConfig as FeastConfig
+
+from feature_store.config import RepoConfig
+from feature_store.errors import SourceError
+
+
+def root_of(config: FeastConfig) -> Path:
+    """The repository's folder, where relative paths start."""
+    return Path(config.repo_path or ".").resolve()
+
+
+def local_path(config: FeastConfig, path: str, what: str) -> Path:
+    """A path of the configuration on this machine's disk; raises SourceError for any other place."""
+    plain = path.removeprefix("file://")
+    if "://" in plain:
+        raise SourceError(f"{what}: {path} is not a local path; only local files are read and written yet.")
+    return root_of(config) / plain
+
+
+def engine_config(config: FeastConfig) -> RepoConfig:
+    """The part of a configuration that names the engine for history. Engines read neither registry nor online store."""
+    root, offline = root_of(config), config.offline_store
+    return RepoConfig(
+        root=root,
+        project=config.project,
+        registry=root / str(config.registry.path),
+        online_path=root,
+        memory_limit=offline.memory_limit,
+        engine=offline.engine,
+        spark_master=offline.spark_master,
+        spark_conf=offline.spark_conf,
+    )
