@@ -142,6 +142,6 @@ class MemoryLimitReached(IsochronError):
     def __init__(self, view: str, limit: str) -> None:
         self.view, self.limit = view, limit
         super().__init__(
-            f"view '{view}' needs more memory than the limit of {limit}, though sorts spill to disk. Raise memory_limit "
-            "under offline_store in feature_store.yaml, or ask for fewer rows or features at a time."
+            f"view '{view}' needs more memory than the limit of {limit}, though sorts spill to disk. Raise "
+            "memory_limit under offline_store in feature_store.yaml, or ask for fewer rows or features at a time."
         )

@@ -116,7 +116,7 @@ def test_explain_reads_no_values(root: Path, engine: DuckDBEngine) -> None:
 
 
 def test_a_memory_limit_spills_first_and_is_then_named(tmp_path: Path) -> None:
-    """A million rows sort in 60 MB by way of the disk, to the same values; in 10 MB they do not, and the error says so."""
+    """A million rows sort in 60 MB by way of the disk, to the same values; in 10 MB they do not, as the error says."""
     count = 1_000_000
     at = pa.array(range(count), pa.int64()).cast(pa.timestamp("us", "UTC"))
     rows = {"customer": pa.array([i * 7919 % 1_000 for i in range(count)]), "at": at, "amount": pa.array([1.0] * count)}
@@ -127,6 +127,6 @@ def test_a_memory_limit_spills_first_and_is_then_named(tmp_path: Path) -> None:
         assert set(retrieve(request, asked, engine)["sum_1d"].to_pylist()) == {1_000.0}
     with (
         contextlib.closing(DuckDBEngine(tmp_path, "10MB")) as engine,
-        pytest.raises(MemoryLimitReached, match="Raise mem"),
+        pytest.raises(MemoryLimitReached, match="Raise memory_limit"),
     ):
         retrieve(request, asked, engine)
