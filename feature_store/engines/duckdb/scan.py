@@ -11,8 +11,8 @@ from typing import TypeGuard
 import pyarrow as pa
 
 from feature_store.definitions.types import ValueType, of_arrow
-from feature_store.definitions.view import StoredView, WindowedView
-from feature_store.errors import SourceError
+from feature_store.definitions.view import StoredView
+from feature_store.stores.offline.columns import check_readable, time_field, type_read
 from feature_store.stores.offline.parquet import ParquetFiles, open_source
 from feature_store.timestamps import SECOND, moment, parse_time
 
@@ -74,27 +74,26 @@ def scan(
     needed_by = f"view '{view.name}'"
     source = view.source
     # Every file answers for its columns before any is left out: a broken one is named whatever is asked.
-    time_field = _time_field(everything, source.timestamp_field, needed_by)
+    time = time_field(everything, source.timestamp_field, needed_by)
     fields = {name: everything.column(name, needed_by) for name in (*(k.name for k in view.keys), *columns)}
-    for name in (name for name, wanted in columns.items() if wanted is None):
-        _check_fit(view, name, fields[name])
+    types = {name: type_read(view, name, fields[name], wanted) for name, wanted in columns.items()}
     low, high = (None if bound is None else bound - source.delay for bound in (start, end))
-    created_field = _time_field(everything, source.created_field, needed_by) if source.created_field else None
-    times = [time_field.name, *([created_field.name] if created_field else [])]
-    files = everything.between(time_field.name, low, high)
+    created = time_field(everything, source.created_field, needed_by) if source.created_field else None
+    times = [time.name, *([created.name] if created else [])]
+    files = everything.between(time.name, low, high)
     parts, opened = [], 0
     for group in files.alike(times):
-        parts.append(_Part(view, columns, group, opened, low, high))
+        parts.append(_Part(view, types, group, opened, low, high))
         opened += len(group.files)
     rejected = " UNION ALL ".join(part.rejected for part in parts)
-    first, last = files.bounds(time_field.name)
+    first, last = files.bounds(time.name)
     return Scan(
         admitted=" UNION ALL ".join(part.admitted for part in parts),
         rejected=f"SELECT sum(rows)::BIGINT FROM ({rejected})",
         names=_apart([*(k.name for k in view.keys), *columns]),
         files=files,
         columns=tuple(dict.fromkeys([*times, *(f.name for f in fields.values())])),
-        rows=files.rows_between(time_field.name, low, high),
+        rows=files.rows_between(time.name, low, high),
         first=_within_both(first, low, max, source.delay),
         last=_within_both(last, high, min, source.delay),
     )
@@ -116,7 +115,7 @@ class _Part:
     def __init__(
         self,
         view: StoredView,
-        columns: Mapping[str, ValueType | None],
+        columns: Mapping[str, ValueType],
         files: ParquetFiles,
         opened: int,
         low: int | None,
@@ -125,11 +124,11 @@ class _Part:
         source, needed_by = view.source, f"view '{view.name}'"
         names = _apart([*(k.name for k in view.keys), *columns])
         keys = {key.name: _typed(files, files.column(key.name, needed_by), key.type, needed_by) for key in view.keys}
-        time_field = _time_field(files, source.timestamp_field, needed_by)
-        time = _time_sql(_place(files, time_field.name), time_field.type)
+        happened = time_field(files, source.timestamp_field, needed_by)
+        time = _time_sql(_place(files, happened.name), happened.type)
         created = "NULL::BIGINT"
         if source.created_field:
-            created_field = _time_field(files, source.created_field, needed_by)
+            created_field = time_field(files, source.created_field, needed_by)
             created = _time_sql(_place(files, created_field.name), created_field.type)
         values = {
             name: _value(files, files.column(name, needed_by), wanted, needed_by)
@@ -144,7 +143,7 @@ class _Part:
             *(f"{sql} AS {quote(names[name])}" for name, sql in values.items()),
         ]
         present = " AND ".join(f"{sql} IS NOT NULL" for sql in (*keys.values(), time))
-        within = _within(files, time_field, low, high)
+        within = _within(files, happened, low, high)
         table = _table(files)
         self.admitted = f"SELECT {', '.join(selected)} FROM {table} WHERE {' AND '.join([present, *within])}"
         self.rejected = f"SELECT count(*) AS rows FROM {table} WHERE NOT ({present})"
@@ -202,16 +201,9 @@ def _place(files: ParquetFiles, physical: str) -> str:
     return f"c{files.schemas[0].names.index(physical)}"
 
 
-def _value(files: ParquetFiles, field: pa.Field, wanted: ValueType | None, needed_by: str) -> str:
+def _value(files: ParquetFiles, field: pa.Field, wanted: ValueType, needed_by: str) -> str:
     """A column as wanted; a column wanted as BOOL that is not one is only asked whether it has a value."""
     found = of_arrow(field.type)
-    if wanted is None and found is not None:
-        wanted = found.widened
-    if wanted is None:
-        raise SourceError(
-            f"{needed_by}: column '{field.name}' of source '{files.source.name}' ({files.source.path}) is "
-            f"{field.type}, which has no equal as a feature. Write it as another type."
-        )
     if wanted is ValueType.BOOL and found is not ValueType.BOOL:
         column = _place(files, field.name)
         present = f"{column} IS NOT NULL"
@@ -221,52 +213,13 @@ def _value(files: ParquetFiles, field: pa.Field, wanted: ValueType | None, neede
     return _typed(files, field, wanted, needed_by)
 
 
-def _check_fit(view: StoredView, name: str, field: pa.Field) -> None:
-    """Refuses a column that is read as its file has it where an aggregation over it is not defined on that type."""
-    found = of_arrow(field.type)
-    unfit = view.unfit(name, found) if isinstance(view, WindowedView) and found else None
-    if unfit:
-        raise SourceError(
-            f"view '{view.name}': column '{field.name}' of source '{view.source.name}' ({view.source.path}) is "
-            f"{field.type}, on which {unfit.function.kind} (aggregation '{unfit.name}') is not defined. "
-            "Leave that aggregation out, or write the column as another type."
-        )
-
-
 def _typed(files: ParquetFiles, field: pa.Field, wanted: ValueType, needed_by: str) -> str:
-    found = of_arrow(field.type)
-    if not readable(found, wanted):
-        raise SourceError(
-            f"{needed_by}: column '{field.name}' of source '{files.source.name}' ({files.source.path}) is "
-            f"{field.type}, but is declared as {wanted.feast_name}. Correct the declaration, or the file."
-        )
+    check_readable(files, field, wanted, needed_by)
     if wanted.element is ValueType.TIMESTAMP:
         place = _place(files, field.name)
         return place if wanted.is_list else _time_sql(place, field.type)
     sql_type = _SQL_TYPES[wanted.element] + ("[]" if wanted.is_list else "")
     return f"CAST({_place(files, field.name)} AS {sql_type})"
-
-
-def readable(found: ValueType | None, wanted: ValueType) -> bool:
-    """Whether a physical type can be read as a declared one without losing anything but float precision."""
-    if found is None or found.is_list != wanted.is_list:
-        return False
-    have, want = found.element, wanted.element
-    if have is want:
-        return True
-    if want.is_float:
-        return have.is_numeric
-    return have.is_integer and want.is_integer
-
-
-def _time_field(files: ParquetFiles, column: str, needed_by: str) -> pa.Field:
-    field = files.physical_column(column, needed_by)
-    if of_arrow(field.type) is not ValueType.TIMESTAMP:
-        raise SourceError(
-            f"{needed_by}: time column '{field.name}' of source '{files.source.name}' ({files.source.path}) is "
-            f"{field.type}, not a timestamp. Write it as a timestamp."
-        )
-    return field
 
 
 def _time_sql(name: str, arrow_type: pa.DataType) -> str:
