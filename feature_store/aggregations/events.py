@@ -31,6 +31,9 @@ Range = tuple[np.ndarray, np.ndarray]
 COPIED = ("last_n", *SKETCHED)
 COPIED_AT_ONCE = 4_000_000
 
+#: Runs of known values that are held at a time; windows with more are halved.
+RUNS_AT_ONCE = 4_000_000
+
 
 @dataclass(frozen=True)
 class Column:
@@ -297,7 +300,15 @@ def _known_values(
     values: dict[str, pa.Array] = {}
     for window, (low, high) in ranges.items():
         here = [a for a in aggregations if (a.window, a.hop) == window]
-        runs = Runs.known_at(known, low, high, time)
+        runs = Runs.known_at(known, low, high, time, RUNS_AT_ONCE)
+        if runs is None:
+            half = len(low) // 2
+            parts = [
+                _known_values(fold, known, here, {window: (low[part], high[part])}, time[part])
+                for part in (slice(None, half), slice(half, None))
+            ]
+            values |= {a.name: pa.concat_arrays([part[a.name] for part in parts]) for a in here}
+            continue
         state = _state_of_runs(fold, runs, measures_of(here, fold.column.type))
         copied = [a for a in here if a.function.kind in COPIED]
         values |= _window_values(fold, [a for a in here if a not in copied], state, *runs.ends())

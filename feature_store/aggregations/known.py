@@ -27,9 +27,12 @@ class Runs:
     windows: int
 
     @classmethod
-    def known_at(cls, known: np.ndarray, low: np.ndarray, high: np.ndarray, time: np.ndarray) -> Runs:
-        """The runs of values with known <= time in each range [low, high)."""
+    def known_at(
+        cls, known: np.ndarray, low: np.ndarray, high: np.ndarray, time: np.ndarray, most: int | None = None
+    ) -> Runs | None:
+        """The runs of values with known <= time in each range [low, high); None where there are more than `most`."""
         tree = _Tree.of(known)
+        count = 0
         open_ = np.flatnonzero(low < high)
         place = high[open_]
         found = []
@@ -39,6 +42,9 @@ class Runs:
             open_, end = open_[inside], end[inside]
             start = np.maximum(tree.last(end, time[open_], known_by=False) + 1, low[open_])
             found.append((open_, start, end))
+            count += len(open_)
+            if most is not None and count > most and len(low) > 1:
+                return None
             more = start > low[open_]
             open_, place = open_[more], start[more]
         if not found:

@@ -214,6 +214,7 @@ def mixtures(draw: st.DrawFn) -> Mixture:
     return Mixture(chosen, tuple(rows), unit, zone, draw(st.booleans()))
 
 
+# Nothing is shrunk: every attempt costs seconds.
 @settings(examples(10), phases=[Phase.generate])
 @given(mixtures(), st.sampled_from([Sizes(), SMALL]), st.sampled_from(["table", "files"]))
 def test_every_value_equals_the_reference_and_duckdbs_to_the_bit(mixture: Mixture, sizes: Sizes, given_as: str) -> None:
@@ -557,8 +558,8 @@ def test_to_parquet_keeps_the_order_over_many_files_and_leaves_nothing_else(shop
 def test_frames_queries_and_ranges_ask_as_tables_do(shop: tuple[Request, Path]) -> None:
     request, root = shop
     sql = (
-        "SELECT TIMESTAMP_MICROS(t) AS event_timestamp, c AS customer, s AS city, 2.50BD AS price, i AS start, i AS end "
-        f"FROM VALUES ({5 * HOUR}, 1, 'b', 3L), ({4 * HOUR}, NULL, 'a', 2L), ({HOUR}, 2L, NULL, 1L) AS v(t, c, s, i) "
+        "SELECT TIMESTAMP_MICROS(t) AS event_timestamp, c AS customer, s AS city, 2.50BD AS price, i AS start, i AS end"
+        f" FROM VALUES ({5 * HOUR}, 1, 'b', 3L), ({4 * HOUR}, NULL, 'a', 2L), ({HOUR}, 2L, NULL, 1L) AS v(t, c, s, i) "
         "ORDER BY t"
     )
     spine = pa.table(

@@ -108,8 +108,12 @@ def _windowed(view: StreamFeatureView) -> WindowedView:
 
 
 def _check_apart(view: str, names: list[str]) -> None:
-    """SQL engines do not tell names apart by case alone, so one view may not have two such names."""
+    """SQL engines do not tell names apart by case alone, so one view may not have two such names; those that begin
+    with two underscores are the engines' own.
+    """
     for i, name in enumerate(names):
+        if name.startswith("__"):
+            raise DefinitionError(view, f"'{name}'", "begins with two underscores, as the engines' own do", "rename it")
         if name.lower() in {other.lower() for other in names[:i]}:
             raise DefinitionError(view, f"'{name}'", "is another name of this view but for its case", "rename one")
 

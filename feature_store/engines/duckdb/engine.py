@@ -24,7 +24,7 @@ from feature_store.engines.duckdb.scan import CREATED, ROW, TIME, Scan, quote, s
 from feature_store.engines.duckdb.sorting import Chunk, SortedRows, numbers
 from feature_store.engines.duckdb.spine import SortedSpine
 from feature_store.engines.engine import ROW_TIME, Reading, Spine
-from feature_store.errors import MemoryLimitReached, SourceError
+from feature_store.errors import ConfigError, MemoryLimitReached, SourceError
 from feature_store.plan.historical import AsOfStage, WindowStage
 from feature_store.stores.offline.parquet import open_source
 from feature_store.timestamps import BEGINNING, arrow_timestamps
@@ -50,13 +50,12 @@ class DuckDBEngine:
         self._memory_limit = memory_limit or DEFAULT_MEMORY_LIMIT
         self._spill = tempfile.mkdtemp(prefix="isochron-")
         # Results are ordered by us where order matters. Times are read as microseconds, which no session zone shifts.
-        self._connection = duckdb.connect(
-            config={
-                "preserve_insertion_order": "false",
-                "memory_limit": self._memory_limit,
-                "temp_directory": self._spill,
-            }
-        )
+        settings = {"preserve_insertion_order": "false", "temp_directory": self._spill}
+        try:
+            self._connection = duckdb.connect(config={**settings, "memory_limit": self._memory_limit})
+        except duckdb.Error as error:
+            shutil.rmtree(self._spill, ignore_errors=True)
+            raise ConfigError(f"memory_limit '{memory_limit}' is no size; write it like 4GB or 500MB.") from error
 
     def close(self) -> None:
         self._connection.close()
@@ -74,8 +73,11 @@ class DuckDBEngine:
                 yield session
         except duckdb.OutOfMemoryException as error:
             raise MemoryLimitReached(view.name, self._memory_limit) from error
-        except duckdb.Error as error:
+        except (duckdb.Error, OSError, pa.ArrowException) as error:
+            # A stream of results passes DuckDB's errors on as Arrow's.
             reason = str(error).strip().splitlines()[0]
+            if "Out of Memory" in reason:
+                raise MemoryLimitReached(view.name, self._memory_limit) from error
             raise SourceError(f"view '{view.name}': source '{view.source.name}' could not be read: {reason}") from error
 
     def windows(self, stage: WindowStage, spine: Spine) -> dict[str, pa.Array]:
@@ -84,7 +86,7 @@ class DuckDBEngine:
         columns = _folded(stage)
         reading = self._window_scan(stage, *_bounds(spine))
         asked = SortedSpine.of(spine, stage.key_columns)
-        rows = SortedRows(stage.view, reading, tuple(columns), asked.entities)
+        rows = SortedRows(stage.view, reading, tuple(reading.names[c] for c in columns), asked.entities)
 
         def fold(chunk: Chunk) -> dict[str, pa.Array]:
             here = asked.between(chunk.first, chunk.last)
@@ -92,7 +94,7 @@ class DuckDBEngine:
             return evaluate(events, stage.aggregations, here.entity - chunk.first, here.times)
 
         with self._session(stage.view) as session:
-            _register_entities(session, asked)
+            _register_entities(session, stage.view, reading, asked)
             parts = list(self._side_by_side(fold, rows.chunks(session)))
         return {a.name: asked.restored([part[a.name] for part in parts]) for a in stage.aggregations}
 
@@ -103,7 +105,7 @@ class DuckDBEngine:
         reading = scan(stage.view, types, self._root, *_as_of_range(stage, *_bounds(spine)))
         asked = SortedSpine.of(spine, stage.key_columns)
         with self._session(stage.view) as session:
-            _register_entities(session, asked)
+            _register_entities(session, stage.view, reading, asked)
             places = SortedRows(stage.view, reading, (ROW,), asked.entities)
             found = Matches.joined(self._side_by_side(partial(_matched, stage, asked), places.chunks(session)))
             if len(found.ties):
@@ -111,12 +113,17 @@ class DuckDBEngine:
             live = found.times >= asked.times - stage.view.ttl if stage.view.ttl else True
             rows = np.where(live, found.rows, NONE)
             values = _values(session, reading, {name: types[name] for name in stage.features}, rows)
+        if changed := reading.files.changed():
+            raise SourceError(
+                f"view '{stage.view.name}': {changed} of source '{stage.view.source.name}' was replaced while it was "
+                "read; run it again."
+            )
         return {name: asked.restored([array]) for name, array in (values | {ROW_TIME: found.row_times()}).items()}
 
     def event_log(self, view: WindowedView, start: int | None, end: int) -> EventLog:
         columns = view.column_types()
         reading = scan(view, columns, self._root, start, end - 1)
-        names = _key_names(view)
+        names = [reading.names[k.name] for k in view.keys] or [_NO_KEY]
         with self._session(view) as session:
             keys = ", ".join(map(quote, names)) if view.keys else f"0 AS {_NO_KEY}"
             order = ", ".join(map(quote, names))
@@ -124,35 +131,36 @@ class DuckDBEngine:
                 CREATE TEMP TABLE entity AS SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS __entity
                 FROM (SELECT DISTINCT {keys} FROM ({reading.admitted}))""")
             table = session.sql("SELECT * EXCLUDE (__entity) FROM entity ORDER BY __entity").to_arrow_table()
-            chunk = SortedRows(view, reading, tuple(columns), len(table)).whole(session)
+            chunk = SortedRows(view, reading, tuple(reading.names[c] for c in columns), len(table)).whole(session)
             skipped = session.sql(reading.rejected).fetchall()[0][0]
         events = _events(chunk, columns, reading.names, False)
-        return EventLog(table.select([k.name for k in view.keys]), events, skipped)
+        keys_only = table.select(names if view.keys else []).rename_columns([k.name for k in view.keys])
+        return EventLog(keys_only, events, skipped)
 
     def newest_rows(self, view: PlainView, start: int | None, end: int, now: int) -> pa.Table:
         types = {f.name: f.type for f in view.features}
-        keys = ", ".join(quote(k.name) for k in view.keys) or "1"
         waiting = f"CASE WHEN {TIME} > {now} THEN {TIME} END"
         reading = scan(view, types, self._root, start, end)
+        keys = ", ".join(quote(reading.names[k.name]) for k in view.keys) or "1"
         with self._session(view) as session:
             rows = session.sql(f"""
                 SELECT * EXCLUDE ({ROW}) FROM ({reading.admitted})
                 QUALIFY row_number() OVER (
                     PARTITION BY {keys}, {waiting} ORDER BY {TIME} DESC, {newest_first(reading, types)}) = 1
                 ORDER BY {keys}, {TIME}""").to_arrow_table()
-        called = {sql_name: name for name, sql_name in reading.names.items()}
-        return rows.rename_columns([called.get(name, name) for name in rows.column_names])
+        return _renamed(rows, reading)
 
     def moments(self, view: StoredView, start: int, end: int) -> pa.Table:
-        names = ", ".join([quote(TIME), *(quote(k.name) for k in view.keys)])
+        reading = scan(view, {}, self._root, start, end)
+        names = ", ".join([quote(TIME), *(quote(reading.names[k.name]) for k in view.keys)])
         with self._session(view) as session:
-            rows = scan(view, {}, self._root, start, end).admitted
-            return session.sql(f"SELECT DISTINCT {names} FROM ({rows}) ORDER BY {names}").to_arrow_table()
+            found = session.sql(f"SELECT DISTINCT {names} FROM ({reading.admitted}) ORDER BY {names}")
+            return _renamed(found.to_arrow_table(), reading)
 
     def reading(self, stage: AsOfStage | WindowStage, first: int | None, last: int | None) -> Reading:
         if isinstance(stage, WindowStage):
             found = self._window_scan(stage, first, last)
-            sql = SortedRows(stage.view, found, tuple(_folded(stage)), 1).sql
+            sql = SortedRows(stage.view, found, tuple(found.names[c] for c in _folded(stage)), 1).sql
         else:
             types = {f.name: f.type for f in stage.view.features}
             found = scan(
@@ -180,6 +188,12 @@ class DuckDBEngine:
         return scan(stage.view, _folded(stage), self._root, start, None if last is None else last - 1)
 
 
+def _renamed(rows: pa.Table, reading: Scan) -> pa.Table:
+    """Rows of a scan with the names that the view has for them."""
+    called = {sql_name: name for name, sql_name in reading.names.items()}
+    return rows.rename_columns([called.get(name, name) for name in rows.column_names])
+
+
 def _bounds(spine: Spine) -> tuple[int, int]:
     return int(spine.times.min()), int(spine.times.max())
 
@@ -195,9 +209,9 @@ def _folded(stage: WindowStage) -> dict[str, ValueType | None]:
     return {a.column: types.get(a.column) for a in stage.aggregations if a.column != "*"}
 
 
-def _register_entities(session: duckdb.DuckDBPyConnection, asked: SortedSpine) -> None:
+def _register_entities(session: duckdb.DuckDBPyConnection, view: StoredView, reading: Scan, asked: SortedSpine) -> None:
     """Table `entity`: the distinct keys of a spine with their numbers."""
-    session.register("keys", asked.keys)
+    session.register("keys", asked.keys.rename_columns([*(reading.names[k.name] for k in view.keys), "__entity"]))
     session.execute("CREATE TEMP TABLE entity AS SELECT * FROM keys")
 
 
@@ -275,10 +289,6 @@ def _order_keys(column: str, value_type: ValueType) -> list[str]:
         return [column, f"NOT signbit({column})"] if value_type.is_float else [column]
     sign = ", 'sign': NOT signbit(x)" if value_type.element.is_float else ""
     return [f"list_transform({column}, lambda x: {{'present': x IS NOT NULL, 'value': x{sign}}})"]
-
-
-def _key_names(view: WindowedView) -> list[str]:
-    return [k.name for k in view.keys] or [_NO_KEY]
 
 
 def _column(table: pa.Table, name: str, value_type: ValueType) -> pa.Array:

@@ -18,6 +18,9 @@ from feature_store.timestamps import SECOND, moment, parse_time
 
 TIME, CREATED, ROW = "__time", "__created", "__row"
 
+#: What the engine calls further columns beside a scan's.
+OWN_NAMES = ("__entity", "__order", "__only", "tie")
+
 #: A row's place is its file's place times this, plus its place in the file.
 ROWS_A_FILE = 1 << 40
 _FILE = "CAST(file_index AS BIGINT)"
@@ -41,7 +44,8 @@ _SQL_TYPES = {
 class Scan:
     """A SELECT over a source's files: `admitted` keeps rows with all keys and a time, `rejected` counts the rest.
 
-    `names` says what each column is called in `admitted`: SQL does not tell names apart that differ in case alone.
+    `names` says what each key and column is called in `admitted`: SQL does not tell names apart that differ in case
+    alone, and the engine's own are taken.
     `files` are those that may hold the asked time range, `columns` what is read of them (physical names), `rows` an
     upper bound of the rows. No event time lies before `first` or after `last`, where the files tell (else None).
     """
@@ -65,7 +69,7 @@ def scan(
 ) -> Scan:
     """The scan of a view's source for these columns: mapped names and the types to read them as (None: as it is).
 
-    Keys keep their names; the event time (delay added) is `__time` and the created time `__created`, both in
+    The event time (delay added) is `__time` and the created time `__created`, both in
     microseconds; `__row` is the row's place in the source. With `start` and `end` only rows with
     start <= event time <= end: files and row groups outside are not read.
     Raises SourceError for a missing file or column, or a type that cannot be read as declared.
@@ -82,7 +86,7 @@ def scan(
     times = [time.name, *([created.name] if created else [])]
     files = everything.between(time.name, low, high)
     parts, opened = [], 0
-    for group in files.alike(times):
+    for group in files.alike([*times, *(f.name for f in fields.values())]):
         parts.append(_Part(view, types, group, opened, low, high))
         opened += len(group.files)
     rejected = " UNION ALL ".join(part.rejected for part in parts)
@@ -107,7 +111,8 @@ def _within_both(bound: int | None, asked: int | None, tighter: Callable[[int, i
 
 
 class _Part:
-    """The scan of files whose times are of one type: naive ones and zoned ones do not mix in one column of SQL.
+    """The scan of files with the same columns, whose times are of one type: naive ones and zoned ones do not mix in one
+    column of SQL, and a column that only some files have could take the name of one of DuckDB's own.
 
     `opened` files come before them in the scan.
     """
@@ -136,7 +141,7 @@ class _Part:
             if name not in keys
         }
         selected = [
-            *(f"{sql} AS {quote(name)}" for name, sql in keys.items()),
+            *(f"{sql} AS {quote(names[name])}" for name, sql in keys.items()),
             f"{time} + {source.delay} AS {TIME}",
             f"{created} AS {CREATED}",
             f"(({_FILE} + {opened}) * {ROWS_A_FILE} + file_row_number) AS {ROW}",
@@ -150,9 +155,9 @@ class _Part:
 
 
 def _apart(names: Iterable[str]) -> dict[str, str]:
-    """A name for each name that no other has, whatever the case; the first keeps its own."""
+    """A name for each name that no other and nothing of the engine's has, whatever the case."""
     given: dict[str, str] = {}
-    taken: set[str] = set()
+    taken = {TIME, CREATED, ROW, *OWN_NAMES}
     for name in dict.fromkeys(names):
         free = name
         while free.lower() in taken:

@@ -37,7 +37,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class SortedRows:
-    """A scan joined to table `entity` (the keys' numbers, below `entities`) and sorted; `columns` come along.
+    """A scan joined to table `entity` (the keys' numbers, below `entities`) and sorted; `columns` (as the scan calls them) come
+    along.
 
     Where the files' statistics say that entity and time fit into one integer, that integer is what is sorted by: half
     the bytes for DuckDB to move.
@@ -60,7 +61,7 @@ class SortedRows:
     @property
     def sql(self) -> str:
         created = [f"coalesce({CREATED}, {BEGINNING}) AS {CREATED}"] if self.view.source.created_field else []
-        columns = [quote(self.reading.names.get(column, column)) for column in self.columns]
+        columns = map(quote, self.columns)
         keys = {f"entity.{_ENTITY}": _ENTITY, TIME: TIME}
         if self._packing is not None:
             bits, first = self._packing
@@ -71,8 +72,15 @@ class SortedRows:
         order = [*keys.values(), *([CREATED] if created else [])]
         return (
             f"SELECT * FROM (SELECT {', '.join(selected)} FROM ({self.reading.admitted}) source "
-            f"{joined_to_entities(self.view)}) ORDER BY {', '.join(order)}"
+            f"{self._joined}) ORDER BY {', '.join(order)}"
         )
+
+    @property
+    def _joined(self) -> str:
+        """Joins a source to the numbered entities; a view without keys has the one entity."""
+        if not self.view.keys:
+            return "CROSS JOIN entity"
+        return f"JOIN entity USING ({', '.join(quote(self.reading.names[k.name]) for k in self.view.keys)})"
 
     def chunks(self, session: duckdb.DuckDBPyConnection) -> Iterator[Chunk]:
         """About CHUNK_ROWS at a time, cut between entities; every entity is in one chunk, also where it has no row."""
@@ -110,13 +118,6 @@ class SortedRows:
 
     def _entity_at(self, batch: pa.RecordBatch, row: int) -> int:
         return int(self._keys(pa.Table.from_batches([batch.slice(row, 1)]))[0][0])
-
-
-def joined_to_entities(view: StoredView) -> str:
-    """Joins a source to the numbered entities; a view without keys has the one entity."""
-    if not view.keys:
-        return "CROSS JOIN entity"
-    return f"JOIN entity USING ({', '.join(quote(k.name) for k in view.keys)})"
 
 
 def numbers(table: pa.Table, name: str) -> np.ndarray:

@@ -294,7 +294,7 @@ def _alike(files: ParquetFiles, names: Iterable[str]) -> list[ParquetFiles]:
 
 
 def _some(files: ParquetFiles, places: list[int]) -> ParquetFiles:
-    return ParquetFiles(files.source, tuple(files.files[i] for i in places), tuple(files.footers[i] for i in places))
+    return files.only(places)
 
 
 def _check_names(files: ParquetFiles) -> None:

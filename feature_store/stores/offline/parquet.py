@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,11 +20,12 @@ from feature_store.timestamps import micros
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """The files of one source, sorted, and the footer of each."""
+    """The files of one source, sorted, the footer of each, and a mark that another content of it would not have."""
 
     source: Source
     files: tuple[str, ...]
     footers: tuple[pq.FileMetaData, ...]
+    marks: tuple[tuple[int, int, int], ...]
 
     @cached_property
     def schemas(self) -> tuple[pa.Schema, ...]:
@@ -39,18 +41,34 @@ class ParquetFiles:
         Judged by the statistics in the footers; a file without them stays. One file stays in any case, for its schema.
         """
         kept = [i for i, footer in enumerate(self.footers) if _rows_between(footer, column, start, end)] or [0]
-        return self._only(kept)
+        return self.only(kept)
 
     def alike(self, columns: Sequence[str]) -> list[ParquetFiles]:
-        """The files in groups, in each of which these physical columns have one type."""
-        groups: dict[tuple[pa.DataType, ...], list[int]] = {}
+        """The files in groups, in each of which all have the same columns, and these ones are of one type."""
+        groups: dict[tuple[object, ...], list[int]] = {}
         for i, schema in enumerate(self.schemas):
-            groups.setdefault(tuple(schema.field(column).type for column in columns), []).append(i)
-        return [self._only(kept) for kept in groups.values()]
+            types = (schema.field(column).type for column in columns)
+            groups.setdefault((tuple(schema.names), *types), []).append(i)
+        return [self.only(kept) for kept in groups.values()]
 
-    def _only(self, kept: Sequence[int]) -> ParquetFiles:
-        files, footers = (tuple(every[i] for i in kept) for every in (self.files, self.footers))
-        return replace(self, files=files, footers=footers)
+    def changed(self) -> str | None:
+        """The first file that is no longer what was opened, if there is one."""
+        for file, mark in zip(self.files, self.marks, strict=True):
+            try:
+                if _mark(file) != mark:
+                    return file
+            except FileNotFoundError:
+                return file
+        return None
+
+    def only(self, kept: Sequence[int]) -> ParquetFiles:
+        """Some of the files, by their places."""
+        return replace(
+            self,
+            files=tuple(self.files[i] for i in kept),
+            footers=tuple(self.footers[i] for i in kept),
+            marks=tuple(self.marks[i] for i in kept),
+        )
 
     def rows_between(self, column: str, start: int | None, end: int | None) -> int:
         """An upper bound of the rows with such a time: those of the row groups that may hold one."""
@@ -146,7 +164,13 @@ def open_source(source: Source, root: Path) -> ParquetFiles:
             f"source '{source.name}': no Parquet file at {root / _local(source)}. "
             "Put the file there, or correct the source's path and apply again."
         )
-    return ParquetFiles(source, tuple(files), tuple(_footer(source, file) for file in files))
+    marks = tuple(_mark(file) for file in files)
+    return ParquetFiles(source, tuple(files), tuple(_footer(source, file) for file in files), marks)
+
+
+def _mark(file: str) -> tuple[int, int, int]:
+    found = os.stat(file)
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _local(source: Source) -> str:
@@ -160,7 +184,7 @@ def _files(source: Source, root: Path) -> list[str]:
     path = root / _local(source)
     if path.is_file():
         return [str(path)]
-    pattern = str(path / "**" / "*.parquet") if path.is_dir() else str(path)
+    pattern = glob.escape(str(path)) + "/**/*.parquet" if path.is_dir() else str(path)
     return sorted(f for f in glob.glob(pattern, recursive=True) if Path(f).is_file())
 
 
