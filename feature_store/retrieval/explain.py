@@ -7,22 +7,28 @@ import pyarrow as pa
 
 from feature_store.engines.engine import DistributedEngine, Engine, Reading
 from feature_store.plan.historical import HistoricalPlan
-from feature_store.retrieval.spine import spine_of
+from feature_store.retrieval.spine import TimeRange, spine_of
+from feature_store.timestamps import iso
 
 #: How many of a stage's files are named.
 LISTED = 5
 
 
-def explain(plan: HistoricalPlan, engine: Engine | DistributedEngine, table: pa.Table | None) -> str:
+def explain(plan: HistoricalPlan, engine: Engine | DistributedEngine, asked: pa.Table | TimeRange | None) -> str:
     """The stages of a plan in order, each with its SQL, files, columns and estimated rows, then the result's columns.
 
-    `table` is the spine, which tells the time range; without it nothing is pruned.
+    `asked` is the spine, or the range of times whose rows ask: it says what is pruned. Without it nothing is.
     """
     first = last = None
-    if table is not None and len(table):
-        times = spine_of(table, {}).times
-        first, last = int(np.min(times)), int(np.max(times))
-    lines = [] if table is None else [f"spine: {len(table):,} rows"]
+    lines = []
+    if isinstance(asked, TimeRange):
+        first, last = asked.start, asked.end
+        lines = [f"asking: every key and time of the views' rows from {iso(first)} to {iso(last)}"]
+    elif asked is not None:
+        lines = [f"spine: {len(asked):,} rows"]
+        if len(asked):
+            times = spine_of(asked, {}).times
+            first, last = int(np.min(times)), int(np.max(times))
     for number, stage in enumerate(plan.joins, 1):
         lines += [f"{number}. {stage}", *_reading(engine.reading(stage, first, last))]
     lines += [f"{number}. {stage}" for number, stage in enumerate(plan.on_demand, len(plan.joins) + 1)]

@@ -92,9 +92,10 @@ class HistoricalFeatures:
 
     def explain(self) -> str:
         """The plan as text: its stages, the SQL of each, the files, columns and estimated rows it reads."""
-        unread = isinstance(self.entity_df, TimeRange) or isinstance(self.engine, DistributedEngine)
-        spine = None if unread else self._spine
-        return explain(plan_historical(self.request, self.knowledge_time), self.engine, spine)
+        asked = self.entity_df
+        if not isinstance(asked, TimeRange):
+            asked = None if isinstance(self.engine, DistributedEngine) else self._spine
+        return explain(plan_historical(self.request, self.knowledge_time), self.engine, asked)
 
 
 def write_parquet(table: pa.Table, path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ EVENT_TIMESTAMP = "event_timestamp"
 
 #: How far back a retrieval without spine and start goes where no view has a ttl: Feast's own default.
 _RANGE_WITHOUT_TTL = 30 * DAY
+
+
+#: A query, after comments: SELECT, WITH or FROM and a space. (`with_labels.parquet` is a file.)
+_SQL = re.compile(r"(\s|--[^\n]*\n|/\*.*?\*/)*(select|with|from)[\s(]", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,10 @@ def read_spine(entity_df: Any) -> pa.Table:
     """
     if isinstance(entity_df, pa.Table):
         return entity_df
+    if isinstance(entity_df, str) and _SQL.match(entity_df) and not entity_df.endswith(".parquet"):
+        return _read_sql(entity_df)
     if isinstance(entity_df, str | Path):
-        return _read_text(str(entity_df))
+        return _read_files(str(entity_df))
     if type(entity_df).__module__.startswith("polars"):
         return entity_df.to_arrow()
     if type(entity_df).__module__.startswith("pandas"):
@@ -71,15 +78,17 @@ def read_spine(entity_df: Any) -> pa.Table:
     )
 
 
-def _read_text(text: str) -> pa.Table:
-    if text.lstrip()[:6].upper().startswith(("SELECT", "WITH")):
-        with duckdb.connect() as connection:
-            try:
-                return connection.sql(text).to_arrow_table()
-            except duckdb.Error as error:
-                raise SpineError(f"the spine's SQL failed: {error}") from error
+def _read_sql(query: str) -> pa.Table:
+    with duckdb.connect() as connection:
+        try:
+            return connection.sql(query).to_arrow_table()
+        except duckdb.Error as error:
+            raise SpineError(f"the spine's SQL failed: {error}") from error
+
+
+def _read_files(text: str) -> pa.Table:
     try:
-        if any(c in text for c in "*?["):
+        if any(c in text for c in "*?[") and not Path(text).is_file():
             with duckdb.connect() as connection:
                 return connection.read_parquet(text).to_arrow_table()
         return pq.read_table(text)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +32,7 @@ DATA, SPINE, MANIFEST = "data.parquet", "spine.parquet", "manifest.json"
 
 #: Rows of a row group: fixed, so that equal rows make equal bytes.
 _GROUP_ROWS = 131_072
-_PACKAGES = ("isochron-features", "duckdb", "pyarrow", "numpy")
+_PACKAGES = ("isochron-features", "duckdb", "pyarrow", "numpy", "pandas")
 
 
 class FileVersion(msgspec.Struct, frozen=True):
@@ -46,7 +48,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `features` are the references in column order (`service` names the service that listed them); `definitions` is the
     fingerprint of every view behind them, `plan` that of the stages; `commit` is the repository's git commit (None
-    where it is not under git) and `uncommitted` whether its files differed from it; `sources` holds the files read of
+    where it is not under git) and `uncommitted` whether its tracked files differed; `sources` holds the files read of
     each source; `spine` and `data` are the SHA-256 of the two Parquet files beside the manifest.
     """
 
@@ -107,11 +109,14 @@ def write_training_set(
     path: Path,
     made_at: int,
     knowledge_time: bool = False,
+    expected: Manifest | None = None,
 ) -> TrainingSet:
     """Writes the folder `path` with the rows, the spine and the manifest; it is there whole or not at all.
 
-    Raises TrainingSetError where the folder exists already, or where a source's file changed while it was read.
+    Raises TrainingSetError where the folder exists already, where a source's file changed while it was read, or where
+    the bytes are not those of the `expected` manifest.
     """
+    commit, uncommitted = _git_state(root)
     with _new_folder(path) as folder:
         # Read back, so that a rebuild, which has this file only, begins with the same types.
         spine = pq.read_table(write_parquet(spine, folder / SPINE))
@@ -120,7 +125,6 @@ def write_training_set(
         if (after := _snapshot(request, root)) != sources:
             changed = [name for name in sources if after[name] != sources[name]]
             raise TrainingSetError(f"source '{changed[0]}' changed while it was read; run it again.")
-        commit, uncommitted = _git_state(root)
         manifest = Manifest(
             project=request.definitions.project,
             service=request.service,
@@ -137,11 +141,30 @@ def write_training_set(
             rows=rows,
             columns=columns,
             engine=type(engine).__name__,
-            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
+            versions=_versions(),
             made_at=iso(made_at),
         )
+        if expected is not None:
+            _check_same(expected, manifest)
         (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     return TrainingSet(path, manifest)
+
+
+def _check_same(expected: Manifest, made: Manifest) -> None:
+    """Raises TrainingSetError where the rebuilt bytes differ, with what was used then and is not now."""
+    if (made.data, made.rows, made.plan) == (expected.data, expected.rows, expected.plan):
+        return
+    then, now = {"engine": expected.engine, **expected.versions}, {"engine": made.engine, **made.versions}
+    other = [f"{name} {value} (now {now.get(name)})" for name, value in then.items() if now.get(name) != value]
+    raise TrainingSetError(
+        f"the rebuilt rows are not the manifest's bytes; what made them then: {', '.join(other) or 'the same as now'}."
+    )
+
+
+def _versions() -> dict[str, str]:
+    """What computes and writes the rows, on-demand views included."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **{name: importlib.metadata.version(name) for name in _PACKAGES}}
 
 
 def rebuild_training_set(
@@ -163,15 +186,9 @@ def rebuild_training_set(
         raise TrainingSetError(f"the spine {spine_file} is not the one the manifest names; put it back.")
     request = _same_request(manifest, definitions)
     _check_sources(manifest, _snapshot(request, root))
-    made = write_training_set(request, pq.read_table(spine_file), engine, root, path, made_at, manifest.knowledge_time)
-    if made.manifest.data != manifest.data:
-        now = made.manifest.versions
-        other = [f"{n} {v} (now {now.get(n)})" for n, v in manifest.versions.items() if now.get(n) != v]
-        shutil.rmtree(path)
-        raise TrainingSetError(
-            f"the rebuilt bytes differ from the manifest's; made with: {', '.join(other) or 'the same'}."
-        )
-    return made
+    return write_training_set(
+        request, pq.read_table(spine_file), engine, root, path, made_at, manifest.knowledge_time, manifest
+    )
 
 
 def _same_request(manifest: Manifest, definitions: Definitions) -> Request:
@@ -200,13 +217,13 @@ def _check_sources(manifest: Manifest, now: dict[str, tuple[FileVersion, ...]]) 
 def _snapshot(request: Request, root: Path) -> dict[str, tuple[FileVersion, ...]]:
     """The files behind each source of a request, by content."""
     sources = {view.source.name: view.source for view, _ in request.by_view()}
-    known: dict[str, FileVersion] = {}
-    for source in sources.values():
-        for file in open_source(source, root).files:
-            known.setdefault(file, FileVersion(_named(file, root), os.path.getsize(file), _sha256(Path(file))))
-    return {
-        name: tuple(known[file] for file in open_source(source, root).files) for name, source in sorted(sources.items())
-    }
+    files = {name: open_source(source, root).files for name, source in sorted(sources.items())}
+    known = {file: _version(file, root) for file in sorted({file for every in files.values() for file in every})}
+    return {name: tuple(known[file] for file in every) for name, every in files.items()}
+
+
+def _version(file: str, root: Path) -> FileVersion:
+    return FileVersion(_named(file, root), os.path.getsize(file), _sha256(Path(file)))
 
 
 def _named(file: str, root: Path) -> str:
@@ -242,12 +259,14 @@ def _new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name when the block ends well, and goes otherwise."""
     if path.exists():
         raise TrainingSetError(f"{path} exists already; a training set is never overwritten. Choose another folder.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            raise TrainingSetError(f"{path} was made by somebody else meanwhile, or cannot be ({error}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -258,11 +277,11 @@ def _sha256(path: Path) -> str:
 
 
 def _git_state(root: Path) -> tuple[str | None, bool]:
-    """The commit of the repository's folder and whether files under it differ from it; (None, False) without git."""
+    """The commit of the repository's folder and whether its tracked files differ from it; (None, False) without git."""
     try:
         run = [
             subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", "."])
         ]
     except (OSError, subprocess.CalledProcessError):
         return None, False

@@ -15,10 +15,11 @@ from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import Field, PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
-from feature_store.errors import MemoryLimitReached, SourceError
+from feature_store.errors import ConfigError, MemoryLimitReached, SourceError
 from feature_store.retrieval.historical import HistoricalFeatures, retrieve
+from feature_store.retrieval.spine import TimeRange
 from feature_store.testing.views import aggregation, definitions, windowed
-from feature_store.timestamps import DAY, HOUR
+from feature_store.timestamps import DAY, HOUR, micros
 
 KEY = (Field("customer", ValueType.INT64),)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -130,3 +131,28 @@ def test_a_memory_limit_spills_first_and_is_then_named(tmp_path: Path) -> None:
         pytest.raises(MemoryLimitReached, match="Raise memory_limit"),
     ):
         retrieve(request, asked, engine)
+
+
+def test_explain_of_a_time_range_prunes_by_it(root: Path, engine: DuckDBEngine) -> None:
+    request = definitions(spend()).resolve(["view:sum_1d"])
+    between = TimeRange(micros(START + timedelta(days=2)), micros(START + timedelta(days=2, hours=5)))
+    text = HistoricalFeatures(request, between, engine).explain()
+    assert "asking: every key and time of the views' rows from 2024-01-03T00:00:00Z to 2024-01-03T05:00:00Z" in text
+    assert "reads 2 of 5 files" in text
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(root: Path) -> None:
+    (root / "payments").rename(root / "payments[1]")
+    moved = WindowedView(
+        name="view",
+        keys=KEY,
+        aggregations=spend().aggregations,
+        source=Source(name="payments", path="payments[1]", timestamp_field="at"),
+    )
+    with contextlib.closing(DuckDBEngine(root)) as engine:
+        assert retrieve(definitions(moved).resolve(["view:sum_1d"]), spine(2.5), engine)["sum_1d"].to_pylist() == [24.0]
+
+
+def test_a_memory_limit_that_is_no_size_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="memory_limit '4 parsecs' is no size; write it like 4GB"):
+        DuckDBEngine(tmp_path, "4 parsecs")

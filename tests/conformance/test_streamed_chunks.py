@@ -177,7 +177,7 @@ def test_times_beyond_a_footers_are_an_error(tmp_path: Path, monkeypatch: pytest
     request = definitions(view).resolve(["view:total"])
     with (
         contextlib.closing(DuckDBEngine(tmp_path)) as engine,
-        pytest.raises(SourceError, match="was written while it was read. Run it again"),
+        pytest.raises(SourceError, match=r"was written while it was read\. Run it again"),
     ):
         retrieve(request, spine, engine)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import polars as pl
@@ -16,6 +18,7 @@ import pytest
 
 from feature_store import FeatureLayer
 from feature_store.errors import SpineError, TrainingSetError, UnknownName
+from feature_store.retrieval import training_set
 from tests.processes import output_of, run
 
 
@@ -116,6 +119,86 @@ def test_nothing_is_left_of_a_set_that_failed(repo: Path, spine: pa.Table, tmp_p
             layer.training_set(spine, "fraud_v1", tmp_path / "set")
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "reason"),
+    [
+        ("data", "0" * 64, "the rebuilt rows are not the manifest's bytes; what made them then: numpy 0.1 .now "),
+        ("plan", "0" * 64, "the rebuilt rows are not the manifest's bytes"),
+        ("rows", 99, "the rebuilt rows are not the manifest's bytes"),
+        ("definitions", "0" * 64, "the definitions behind fraud_v1 changed since"),
+    ],
+)
+def test_a_rebuild_holds_itself_to_every_entry(
+    entry: str, value: object, reason: str, repo: Path, spine: pa.Table, tmp_path: Path
+) -> None:
+    with FeatureLayer(repo) as layer:
+        layer.training_set(spine, "fraud_v1", tmp_path / "set")
+        manifest = tmp_path / "set" / "manifest.json"
+        content = json.loads(manifest.read_text())
+        content["versions"]["numpy"] = "0.1"
+        manifest.write_text(json.dumps(content | {entry: value}))
+        with pytest.raises(TrainingSetError, match=reason):
+            layer.rebuild_training_set(manifest, tmp_path / "again")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["feature_repo", "set"]
+
+
+def test_a_source_that_changes_while_it_is_read_fails_the_run(
+    repo: Path, spine: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customers = repo / "data" / "customers.parquet"
+    write = training_set._write_rows
+
+    def changed_after(*arguments: Any) -> Any:
+        written = write(*arguments)
+        pq.write_table(pq.read_table(customers).slice(1), customers)
+        return written
+
+    monkeypatch.setattr(training_set, "_write_rows", changed_after)
+    with FeatureLayer(repo) as layer, pytest.raises(TrainingSetError, match="source 'customers' changed while"):
+        layer.training_set(spine, "fraud_v1", tmp_path / "set")
+    assert [p.name for p in tmp_path.iterdir()] == ["feature_repo"]
+
+
+def test_row_groups_are_of_one_size_however_rows_come(
+    repo: Path, spine: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_set, "_GROUP_ROWS", 100)
+    spine = spine.slice(0, 650)
+    with FeatureLayer(repo) as layer:
+        made = layer.training_set(spine, "fraud_v1", tmp_path / "set")
+        parts = pa.concat_tables([spine.slice(0, 30), spine.slice(30, 333), spine.slice(363)])
+        other = layer.training_set(parts, "fraud_v1", tmp_path / "parts")
+    footer = pq.read_metadata(made.data)
+    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [100] * 6 + [50]
+    assert other.manifest.data == made.manifest.data
+
+
+def test_of_writers_to_one_folder_one_wins_and_the_others_are_told(repo: Path, spine: pa.Table, tmp_path: Path) -> None:
+    with FeatureLayer(repo) as layer:
+
+        def write(_: int) -> str:
+            try:
+                return layer.training_set(spine, "fraud_v1", tmp_path / "set").manifest.data
+            except TrainingSetError as error:
+                return type(error).__name__
+
+        with ThreadPoolExecutor(4) as pool:
+            outcomes = list(pool.map(write, range(4)))
+    assert outcomes.count("TrainingSetError") == 3
+    assert sha256(tmp_path / "set" / "data.parquet") in outcomes
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["feature_repo", "set"]
+
+
+@pytest.mark.parametrize("name", ["with_labels.parquet", "selected.parquet", "from here.parquet"])
+def test_a_file_whose_name_begins_like_sql_is_a_file(name: str, repo: Path, spine: pa.Table, tmp_path: Path) -> None:
+    pq.write_table(spine, tmp_path / name)
+    queries = [f"-- a comment\nSELECT * FROM '{tmp_path / name}'", f"FROM '{tmp_path / name}' LIMIT 700"]
+    with FeatureLayer(repo) as layer, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for asked in (name, Path(name), *queries):
+            assert len(layer.get_historical_features(asked, "fraud_v1").to_arrow()) == len(spine)
+
+
 def test_a_folder_under_git_gives_its_commit(repo: Path, spine: pa.Table, tmp_path: Path) -> None:
     copied = tmp_path / "repo"
     shutil.copytree(repo, copied)
@@ -126,8 +209,11 @@ def test_a_folder_under_git_gives_its_commit(repo: Path, spine: pa.Table, tmp_pa
     output_of(copied, "/usr/bin/env", "git", *identity, "commit", "--quiet", "-m", "views")
     commit = output_of(copied, "/usr/bin/env", "git", "rev-parse", "HEAD").strip()
     with FeatureLayer(copied) as layer:
-        made = layer.training_set(spine, "fraud_v1", tmp_path / "set")
-    assert (made.manifest.commit, made.manifest.uncommitted) == (commit, True)
+        made = layer.training_set(spine, "fraud_v1", copied / "set")
+        assert (made.manifest.commit, made.manifest.uncommitted) == (commit, False)
+        (copied / "fraud.py").write_text("# changed\n" + (copied / "fraud.py").read_text())
+        made = layer.training_set(spine, "fraud_v1", copied / "other")
+        assert (made.manifest.commit, made.manifest.uncommitted) == (commit, True)
 
 
 def test_no_spine_asks_for_every_row_of_a_range(repo: Path) -> None:

@@ -62,6 +62,11 @@ class BatchesWritten:
             views[view] += 1
             return all(count < views[view] for other, count in views.items() if other != view)
 
+    def not_written(self, source: str, digest: str, view: str) -> None:
+        """Takes a count back: the write failed, and another view's write of the rows is to be the first."""
+        with self._lock:
+            self._written[source, digest][view] -= 1
+
 
 _BATCHES = BatchesWritten()
 
@@ -106,8 +111,16 @@ def write_batch(
 
 def _write(folder: Path, rows: pa.Table, view: str, push: str | None, now: int) -> None:
     with staged(folder, rows) as file:
-        if push is None or _BATCHES.is_first(f"{folder}\n{push}", digest_of(file), view):
+        if push is None:
             publish(file, now)
+            return
+        source, digest = f"{folder}\n{push}", digest_of(file)
+        if _BATCHES.is_first(source, digest, view):
+            try:
+                publish(file, now)
+            except BaseException:
+                _BATCHES.not_written(source, digest, view)
+                raise
 
 
 def _push_source(view: FeatureView) -> str | None:

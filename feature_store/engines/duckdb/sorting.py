@@ -37,8 +37,8 @@ class Chunk:
 
 @dataclass(frozen=True)
 class SortedRows:
-    """A scan joined to table `entity` (the keys' numbers, below `entities`) and sorted; `columns` (as the scan calls them) come
-    along.
+    """A scan joined to table `entity` (the keys' numbers, below `entities`) and sorted; `columns`, as the scan calls
+    them, come along.
 
     Where the files' statistics say that entity and time fit into one integer, that integer is what is sorted by: half
     the bytes for DuckDB to move.
