@@ -25,6 +25,7 @@ from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.repo_config import load_repo_config
 from feast.saved_dataset import ValidationReference
 
+from feature_store.adapters.feast import feature_logs, offline_write
 from feature_store.adapters.feast.offline_store import IsochronOfflineStore, end_given
 from feature_store.adapters.feast.offline_write import BatchesWritten
 from feature_store.adapters.feast.saved_dataset import write_folder
@@ -808,3 +809,25 @@ def test_a_plan_refuses_a_source_that_cannot_be_read_and_waits_for_one_that_is_n
     done = run(repo, "feast", "plan")
     assert done.returncode == 0, done.stderr
     assert "source 'prices': there is nothing at prices.parquet yet" in done.stdout + done.stderr
+
+
+def test_logs_without_a_partition_value_have_a_folder_of_their_own() -> None:
+    rows = pa.table({"shop": ["a", None, "b", None], "n": [1, 2, 3, 4]})
+    parts = {folders[0]: part["n"].to_pylist() for folders, part in feature_logs._parts(rows, ["shop"])}
+    assert parts == {"a": [1], "__HIVE_DEFAULT_PARTITION__": [2, 4], "b": [3]}
+
+
+def test_rows_whose_file_could_not_be_named_are_written_by_the_next_view(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders, _ = _counts(store, LATER + MINUTE)
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(offline_write, "publish", full)
+        with pytest.raises(OSError, match="no space left"):
+            store.write_to_offline_store("traffic", _frame(_order(LATER)))
+    store.write_to_offline_store("last_order", _frame(_order(LATER)))
+    assert _counts(store, LATER + MINUTE)[0] == orders + 1
