@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from feature_store.aggregations.finalize import finalize
 from feature_store.aggregations.folding import fold_ranges
-from feature_store.aggregations.known import Runs
+from feature_store.aggregations.known import Runs, fold_known
 from feature_store.aggregations.measures import State, combine, identity, measure_of, put, take
 from feature_store.aggregations.sketches import SKETCHED, evaluate_sets
 from feature_store.definitions.aggregation import Aggregation
@@ -31,8 +31,8 @@ Range = tuple[np.ndarray, np.ndarray]
 COPIED = ("last_n", *SKETCHED)
 COPIED_AT_ONCE = 4_000_000
 
-#: Runs of known values that are held at a time; windows with more are halved.
-RUNS_AT_ONCE = 4_000_000
+#: Runs of known values that are held at a time; where windows have more, they are folded by a tree instead.
+RUNS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True)
@@ -302,18 +302,38 @@ def _known_values(
         here = [a for a in aggregations if (a.window, a.hop) == window]
         runs = Runs.known_at(known, low, high, time, RUNS_AT_ONCE)
         if runs is None:
-            half = len(low) // 2
-            parts = [
-                _known_values(fold, known, here, {window: (low[part], high[part])}, time[part])
-                for part in (slice(None, half), slice(half, None))
-            ]
-            values |= {a.name: pa.concat_arrays([part[a.name] for part in parts]) for a in here}
+            values |= _scattered_values(fold, known, here, (window, low, high), time)
             continue
         state = _state_of_runs(fold, runs, measures_of(here, fold.column.type))
         copied = [a for a in here if a.function.kind in COPIED]
         values |= _window_values(fold, [a for a in here if a not in copied], state, *runs.ends())
         parts = [_window_values(part, copied, {}, *bounds) for part, bounds in _copies(fold, runs, copied)]
         values |= {a.name: pa.concat_arrays([p[a.name] for p in parts]) for a in copied}
+    return values
+
+
+def _scattered_values(
+    fold: ColumnFold,
+    known: np.ndarray,
+    aggregations: list[Aggregation],
+    ranges: tuple[Window, np.ndarray, np.ndarray],
+    time: np.ndarray,
+) -> dict[str, pa.Array]:
+    """The values of a window whose known events form many runs: folds by a tree, what is looked up by halves."""
+    window, low, high = ranges
+    looked_up = [a for a in aggregations if a.function.kind in ("first", "last", *COPIED)]
+    folded = [a for a in aggregations if a not in looked_up]
+    values: dict[str, pa.Array] = {}
+    if folded:
+        state = fold_known(fold.values, known, low, high, time, measures_of(folded, fold.column.type))
+        values |= _window_values(fold, folded, state, low, high)
+    if looked_up:
+        half = len(low) // 2
+        parts = [
+            _known_values(fold, known, looked_up, {window: (low[part], high[part])}, time[part])
+            for part in (slice(None, half), slice(half, None))
+        ]
+        values |= {a.name: pa.concat_arrays([part[a.name] for part in parts]) for a in looked_up}
     return values
 
 

@@ -8,10 +8,13 @@ loaded the day after) costs its logarithm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from feature_store.aggregations.folding import fold_ranges
+from feature_store.aggregations.measures import State, combine, identity, put, take
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,38 @@ class Runs:
         ends = np.cumsum(size)
         places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.low - (ends - size), size)
         return places, np.concatenate([[0], np.cumsum(self.lengths)])
+
+
+def fold_known(
+    values: np.ndarray, known: np.ndarray, low: np.ndarray, high: np.ndarray, time: np.ndarray, measures: Sequence[str]
+) -> State:
+    """The state of the values known at or before `time` in each range [low, high), however many runs they form.
+
+    A merge sort tree: a range is put together from aligned blocks of 2^k places, in each of which the values lie in the
+    order in which they became known, so that the known ones are a prefix. Costs n * log2(n)^2, whatever the number of
+    ranges and the lag between happening and being known.
+    """
+    count = len(known)
+    by_known = np.argsort(known, kind="stable")
+    rank = np.empty(count, np.int64)
+    rank[by_known] = np.arange(count)
+    limit = np.searchsorted(known[by_known], time, "right")
+    bits = count.bit_length()
+    state = identity(measures, values.dtype, len(low))
+    left, right, level = low.copy(), np.maximum(low, high), 0
+    while (open_ := np.flatnonzero(left < right)).size:
+        from_left, from_right = open_[left[open_] & 1 == 1], open_[right[open_] & 1 == 1]
+        if from_left.size or from_right.size:
+            in_block = np.sort((np.arange(count) >> level << bits) + rank)
+            ordered = values[by_known[in_block & ((1 << bits) - 1)]]
+            for ranges, block in ((from_left, left[from_left]), (from_right, right[from_right] - 1)):
+                end = np.searchsorted(in_block, (block << bits) + limit[ranges])
+                prefix = fold_ranges(ordered, block << level, end, measures)
+                put(state, ranges, combine(take(state, ranges), prefix, measures))
+        left[from_left] += 1
+        right[from_right] -= 1
+        left, right, level = left >> 1, right >> 1, level + 1
+    return state
 
 
 def last_known(known: np.ndarray, before: np.ndarray, time: np.ndarray) -> np.ndarray:

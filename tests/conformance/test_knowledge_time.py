@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feature_store.aggregations.known import Runs, last_known
+from feature_store.aggregations import events
+from feature_store.aggregations.known import Runs, fold_known, last_known
 from feature_store.aggregations.reference import Event
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import Field, PlainView
@@ -89,29 +91,34 @@ def check_windows(log: Log, layout: Layout, aggregations: Any, keys: Any, rows: 
     request = definitions(view).resolve([f"view:{a.name}" for a in aggregations])
     with engine_over(log, layout) as engine:
         result = retrieve(request, spine_of(keys, rows), engine, knowledge_time=True)
-    events = [known_at(log, k, layout, t) for k, t in rows]
+    visible = [known_at(log, k, layout, t) for k, t in rows]
     names = [a.name for a in aggregations]
-    expected = expected_table(view, names, events, [t for _, t in rows])
+    expected = expected_table(view, names, visible, [t for _, t in rows])
 
     def folded(name: str, row: int) -> list[Any]:
-        return inside(events[row], view.aggregation(name), rows[row][1])
+        return inside(visible[row], view.aggregation(name), rows[row][1])
 
     assert_features_equal(result.select(names), expected, aggregations=aggregations, folded=folded)
 
 
+@pytest.mark.parametrize("runs", [events.RUNS_AT_ONCE, 1], ids=["runs", "tree"])
 @SETTINGS
 @given(st.data())
-def test_windows_count_only_what_was_known(data: st.DataObject) -> None:
+def test_windows_count_only_what_was_known(runs: int, data: st.DataObject) -> None:
     aggregations = data.draw(aggregation_sets(functions=HISTORY_FUNCTIONS))
     keys = data.draw(st.sampled_from(KEYS))
     layout = replace(data.draw(layouts()), created=True)
     used = {a.column: COLUMNS[a.column] for a in aggregations if a.column != "*"}
     steps = hops(aggregations) or [SECOND]
     log = data.draw(lagging(data.draw(event_logs(keys, used, steps)), steps, layout))
-    check_windows(log, layout, aggregations, keys, data.draw(asked(log, steps, layout.delay)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(events, "RUNS_AT_ONCE", runs)
+        check_windows(log, layout, aggregations, keys, data.draw(asked(log, steps, layout.delay)))
 
 
-def test_every_function_counts_only_what_was_known_on_volume() -> None:
+@pytest.mark.parametrize("runs", [events.RUNS_AT_ONCE, 10], ids=["runs", "tree"])
+def test_every_function_counts_only_what_was_known_on_volume(runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "RUNS_AT_ONCE", runs)
     aggregations = every_aggregation([(0, 0), (21 * MINUTE, 7 * MINUTE)], COLUMNS, HISTORY_FUNCTIONS)
     log = random_log(5, 400, KEY, COLUMNS, span=2 * HOUR)
     rows = [(k, (r.time or 0) + d) for r in log.rows[::25] for k in log.entities for d in (0, 1, 20 * MINUTE)]
@@ -134,6 +141,22 @@ def test_the_newest_row_is_the_newest_known(data: st.DataObject) -> None:
     found = [newest_row([(e.time, e.created, e.values) for e in known_at(log, k, layout, t)], view, t) for k, t in rows]
     expected = pa.table({f.name: values_array([r and r[f.name] for r in found], f.type) for f in fields})
     assert_features_equal(result.select(list(PLAIN)), expected)
+
+
+def test_scattered_late_events_are_no_cliff() -> None:
+    """A tree folds what a plain filter finds, for an entity whose events each become known at a random moment."""
+    rng = np.random.default_rng(3)
+    count = 5_000
+    known = np.arange(count) + rng.integers(0, 700, count)
+    values = rng.integers(-9, 9, count).astype(np.float64)
+    low = rng.integers(0, count, 400)
+    high = np.minimum(low + rng.integers(0, 3_000, 400), count)
+    state = fold_known(values, known, low, high, high, ["max", "moments", "sum"])
+    for i, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        inside_ = values[a:b][known[a:b] <= b]
+        assert (state["n"][i], state["sum"][i]) == (len(inside_), inside_.sum())
+        assert not len(inside_) or state["max"][i] == inside_.max()
+        assert state["m2"][i] == pytest.approx(((inside_ - inside_.mean()) ** 2).sum() if len(inside_) else 0.0)
 
 
 @SETTINGS
