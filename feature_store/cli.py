@@ -66,8 +66,10 @@ Knowledge = Annotated[
 
 @app.command()
 def historical(
-    service: Annotated[str, typer.Argument(help="A feature service's name.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write: the rows with their features.")],
+    features: Annotated[str, typer.Argument(help="A feature service's name, or view:feature,view:feature.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Parquet file to write (a folder on Spark): the rows with their features.")
+    ] = None,
     spine: Annotated[
         Path | None, typer.Option(help="Parquet file of the rows to fill: keys, event_timestamp, request values.")
     ] = None,
@@ -82,23 +84,34 @@ def historical(
     repo: Repo = DEFAULT_REPO,
     explain: Annotated[bool, typer.Option("--explain", help="Print the plan and stop.")] = False,
 ) -> None:
-    """Fill a file of rows with a service's features, each as of its event_timestamp.
+    """Fill a file of rows with features, each as of its event_timestamp; or, without one, every row of a time range.
 
     Example: isochron historical fraud_v1 --spine rows.parquet --out filled.parquet
+
+    Example: isochron historical fraud_v1 --spine rows.parquet --explain
+
+    Example: isochron historical customer_recent:last_amounts --start 2018-05-01 --end 2018-05-02 --out all.parquet
     """
     import pyarrow.parquet as pq
+
+    if spine is None and start is None:
+        raise typer.BadParameter("give --spine, or --start (and --end) to ask for every row of the views")
+    if out is None and not explain:
+        raise typer.BadParameter("give --out, or --explain")
 
     from feature_store import FeatureLayer
     from feature_store.timestamps import moment
 
     with FeatureLayer(repo, sources=_paths(source)) as layer:
         first, last = (None if text is None else moment(_time(text)) for text in (start, end))
+        asked = features.split(",") if ":" in features else features
         retrieval = layer.get_historical_features(
-            spine, service, knowledge_time=knowledge_time, start_date=first, end_date=last
+            spine, asked, knowledge_time=knowledge_time, start_date=first, end_date=last
         )
         if explain:
             typer.echo(retrieval.explain())
             return
+        assert out is not None
         written = retrieval.to_parquet(out)
     files = [written] if written.is_file() else sorted(written.glob("*.parquet"))
     rows = sum(pq.read_metadata(file).num_rows for file in files)

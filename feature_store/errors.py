@@ -145,3 +145,7 @@ class MemoryLimitReached(IsochronError):
             f"view '{view}' needs more memory than the limit of {limit}, though sorts spill to disk. Raise "
             "memory_limit under offline_store in feature_store.yaml, or ask for fewer rows or features at a time."
         )
+
+
+class OutputError(IsochronError):
+    """A result cannot be written where it was asked for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import hashlib
 import logging
 import os
@@ -23,7 +22,7 @@ from feature_store.engines.stream.admission import admit
 from feature_store.errors import ConfigError, RequestError, SpineError, UnknownName
 from feature_store.retrieval.historical import HistoricalFeatures
 from feature_store.retrieval.online import AsOf, OnlineFeatures, Prepared
-from feature_store.retrieval.spine import read_spine, time_range
+from feature_store.retrieval.spine import Moment, read_spine, time_range
 from feature_store.retrieval.training_set import TrainingSet, rebuild_training_set, write_training_set
 from feature_store.stores.online.embedded import EmbeddedBackend
 from feature_store.stores.online.store import OnlineStore
@@ -79,8 +78,8 @@ class FeatureLayer:
         full_feature_names: bool = False,
         *,
         knowledge_time: bool = False,
-        start_date: dt.datetime | None = None,
-        end_date: dt.datetime | None = None,
+        start_date: Moment | None = None,
+        end_date: Moment | None = None,
     ) -> HistoricalFeatures:
         """The features of each row of `entity_df` as of its `event_timestamp`; runs when values are asked for.
 

@@ -18,7 +18,7 @@ from feature_store.definitions.columns import typed
 from feature_store.definitions.repository import Request
 from feature_store.definitions.view import FeatureRef, OnDemandView
 from feature_store.engines.engine import DistributedEngine, Engine, Retrieved
-from feature_store.errors import SpineError
+from feature_store.errors import OutputError, SpineError
 from feature_store.files import replacing
 from feature_store.plan.historical import AsOfStage, HistoricalPlan, plan_historical, working_name
 from feature_store.retrieval import on_demand
@@ -50,6 +50,11 @@ class HistoricalFeatures:
 
     @cached_property
     def _result(self) -> pa.Table | Retrieved:
+        if isinstance(self.entity_df, TimeRange) and (fields := list(self.request.request_fields)):
+            raise SpineError(
+                f"'{fields[0]}' comes with a request, so these features need a spine that has it beside "
+                f"{EVENT_TIMESTAMP}: a range of times cannot ask for them."
+            )
         if isinstance(self.engine, DistributedEngine):
             return retrieve_distributed(self.request, self.entity_df, self.engine, self.inputs, self.knowledge_time)
         return retrieve(self.request, self._spine, self.engine, self.inputs, self.knowledge_time)
@@ -79,6 +84,8 @@ class HistoricalFeatures:
         """Writes the rows as Parquet, whole or not at all, and returns the path: one file, or on a distributed engine
         a folder of files that its executors write.
         """
+        if not isinstance(self.engine, DistributedEngine) and Path(path).is_dir():
+            raise OutputError(f"{path} is a folder; name the Parquet file to write.")
         if isinstance(self._result, pa.Table):
             return write_parquet(self._result, Path(path))
         return self._result.to_parquet(Path(path))

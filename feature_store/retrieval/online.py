@@ -82,7 +82,14 @@ class Prepared:
 
     @cached_property
     def _groups(self) -> list[tuple[WindowedOnline | PlainOnline, list[FeatureRef]]]:
-        return [(self.store.view(view), refs) for view, refs in self.request.by_view()]
+        return [(self._online(view), refs) for view, refs in self.request.by_view()]
+
+    def _online(self, view: StoredView) -> WindowedOnline | PlainOnline:
+        if isinstance(view, WindowedView) and not view.online:
+            raise RequestError(
+                view.name, "is declared with online=False: it is never filled; ask history (get_historical_features)"
+            )
+        return self.store.view(view)
 
     @cached_property
     def keys(self) -> dict[str, ValueType]:

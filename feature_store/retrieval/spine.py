@@ -20,7 +20,7 @@ from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import PlainView
 from feature_store.engines.engine import Spine
 from feature_store.errors import SpineError
-from feature_store.timestamps import DAY, arrow_micros, iso, micros
+from feature_store.timestamps import DAY, arrow_micros, iso, micros, parse_time
 
 EVENT_TIMESTAMP = "event_timestamp"
 
@@ -32,6 +32,10 @@ _RANGE_WITHOUT_TTL = 30 * DAY
 _SQL = re.compile(r"(\s|--[^\n]*\n|/\*.*?\*/)*(select|with|from)[\s(]", re.IGNORECASE | re.DOTALL)
 
 
+#: A time as people write one: aware or naive (UTC), a day (its midnight), or ISO 8601 text.
+Moment = dt.datetime | dt.date | str
+
+
 @dataclass(frozen=True)
 class TimeRange:
     """Asks for all rows with start <= event time <= end (microseconds) in place of a spine."""
@@ -40,17 +44,28 @@ class TimeRange:
     end: int
 
 
-def time_range(request: Request, start: dt.datetime | None, end: dt.datetime | None, now: int) -> TimeRange:
+def time_range(request: Request, start: Moment | None, end: Moment | None, now: int) -> TimeRange:
     """The range that Feast's rules give: to `now` unless told, from the longest ttl before the end, or 30 days.
 
-    Raises SpineError where the start is after the end.
+    Raises SpineError where the start is after the end, or one is no time.
     """
-    last = now if end is None else micros(end)
+    last = now if end is None else _bound(end)
     longest = max((view.ttl for view, _ in request.by_view() if isinstance(view, PlainView)), default=0)
-    first = last - (longest or _RANGE_WITHOUT_TTL) if start is None else micros(start)
+    first = last - (longest or _RANGE_WITHOUT_TTL) if start is None else _bound(start)
     if first > last:
         raise SpineError(f"start_date {iso(first)} is after end_date {iso(last)}.")
     return TimeRange(first, last)
+
+
+def _bound(time: Moment) -> int:
+    if isinstance(time, str):
+        try:
+            return parse_time(time)
+        except ValueError as error:
+            raise SpineError(f"'{time}' is no time; write it like 2018-08-01T12:00:00Z.") from error
+    if isinstance(time, dt.datetime):
+        return micros(time)
+    return micros(dt.datetime(time.year, time.month, time.day, tzinfo=dt.UTC))
 
 
 def read_spine(entity_df: Any) -> pa.Table:
@@ -66,12 +81,15 @@ def read_spine(entity_df: Any) -> pa.Table:
     if isinstance(entity_df, str | Path):
         return _read_files(str(entity_df))
     if type(entity_df).__module__.startswith("polars"):
-        return entity_df.to_arrow()
+        frame = entity_df.collect() if type(entity_df).__name__ == "LazyFrame" else entity_df
+        return frame.to_arrow()
     if type(entity_df).__module__.startswith("pandas"):
         try:
             return pa.Table.from_pandas(entity_df, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise SpineError(f"the spine's columns must each hold one type: {error}") from error
+        except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
+            raise SpineError(
+                f"the spine's columns must each have a name of their own and hold one type: {error}"
+            ) from error
     raise SpineError(
         f"a spine cannot be a {type(entity_df).__name__}; give a pandas or Polars frame, an Arrow table, "
         "the path of a Parquet file, or SQL."
@@ -91,6 +109,9 @@ def _read_files(text: str) -> pa.Table:
         if any(c in text for c in "*?[") and not Path(text).is_file():
             with duckdb.connect() as connection:
                 return connection.read_parquet(text).to_arrow_table()
+        if not Path(text).exists():
+            what = "no file" if " " not in text else "neither a file nor SQL that begins with SELECT, WITH or FROM"
+            raise SpineError(f"the spine {text} is {what}.")
         return pq.read_table(text)
     except (OSError, pa.ArrowInvalid, duckdb.Error) as error:
         raise SpineError(f"the spine {text} cannot be read as Parquet: {error}") from error
@@ -104,7 +125,10 @@ def check_spine(schema: pa.Schema, request: Request, inputs: bool = False) -> No
         raise SpineError(f"the spine has two columns named '{doubled[0]}'; rename one.")
     _check_columns(schema, request.keys)
     if taken := [name for _, name in request.output_columns(inputs) if name in schema.names]:
-        raise SpineError(f"the spine already has a column '{taken[0]}', the name of a requested feature; rename it.")
+        raise SpineError(
+            f"the spine already has a column '{taken[0]}', the name of a requested feature; rename it, or ask for full "
+            "feature names."
+        )
 
 
 def _check_columns(schema: pa.Schema, keys: Mapping[str, ValueType]) -> None:

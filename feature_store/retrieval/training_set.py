@@ -180,6 +180,7 @@ def rebuild_training_set(
     Raises TrainingSetError that says what differs: the definitions, a source's file, the spine, or at last the bytes
     (then with the packages whose versions differ).
     """
+    manifest_file = manifest_file / MANIFEST if manifest_file.is_dir() else manifest_file
     manifest = Manifest.load(manifest_file)
     spine_file = manifest_file.with_name(SPINE)
     if not spine_file.is_file() or _sha256(spine_file) != manifest.spine:
@@ -192,9 +193,9 @@ def rebuild_training_set(
 
 
 def _same_request(manifest: Manifest, definitions: Definitions) -> Request:
+    commit = f"commit {manifest.commit}" if manifest.commit else "the definitions of that time"
     changed = TrainingSetError(
-        f"the definitions behind {manifest.service or 'the features'} changed since; check out commit "
-        f"{manifest.commit or '(none recorded)'} and apply it."
+        f"the definitions behind {manifest.service or 'the features'} changed since; check out {commit} and apply."
     )
     try:
         request = definitions.request(manifest.features, manifest.full_feature_names, manifest.service)

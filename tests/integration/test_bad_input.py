@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +21,7 @@ from feature_store.cli import app
 from feature_store.errors import (
     ColumnError,
     IsochronError,
+    OutputError,
     RequestError,
     SourceError,
     SpineError,
@@ -26,6 +29,7 @@ from feature_store.errors import (
     UnknownName,
 )
 from feature_store.timestamps import DAY
+from tests.processes import output_of, run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -224,3 +228,36 @@ def test_a_key_row_that_cannot_be_read(fraud_repo: Path, tmp_path: Path) -> None
     assert isinstance(result.exception, RequestError)
     assert str(result.exception).startswith("'customer_id' does not read as Int64")
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_history_says_what_it_lacks_before_it_runs(fraud_repo: Path, tmp_path: Path) -> None:
+    refs = ["customer_recent:last_amounts"]
+    asked = pa.table({"customer_id": [1], "event_timestamp": pa.array([0], pa.timestamp("us"))})
+    with FeatureLayer(fraud_repo) as layer:
+        with pytest.raises(OutputError, match="is a folder; name the Parquet file"):
+            layer.get_historical_features(asked, refs).to_parquet(tmp_path)
+        with pytest.raises(SpineError, match="comes with a request, so these features need a spine"):
+            layer.get_historical_features(None, "fraud_v1", start_date="2018-05-01").to_arrow()
+        with pytest.raises(SpineError, match="'May' is no time; write it like"):
+            layer.get_historical_features(None, refs, start_date="May")
+        with pytest.raises(SpineError, match=r"nope.parquet is no file"):
+            layer.get_historical_features(tmp_path / "nope.parquet", refs).to_arrow()
+        with pytest.raises(SpineError, match="neither a file nor SQL that begins with SELECT"):
+            layer.get_historical_features("SELEC 1 FROM x", refs).to_arrow()
+        by_text = layer.get_historical_features(None, refs, start_date="2018-05-01", end_date="2018-05-02").to_arrow()
+        day = dt.date(2018, 5, 1)
+        by_day = layer.get_historical_features(None, refs, start_date=day, end_date=day + dt.timedelta(1)).to_arrow()
+        assert len(by_text) > 20
+        assert by_day.equals(by_text)
+        lazy = pl.LazyFrame({"customer_id": [1], "event_timestamp": [dt.datetime(2018, 5, 1, tzinfo=dt.UTC)]})
+        assert len(layer.get_historical_features(lazy, refs).to_arrow()) == 1
+
+
+def test_the_command_asks_for_a_spine_or_a_range_and_an_output(fraud_repo: Path, tmp_path: Path) -> None:
+    asked = ["historical", "customer_recent:last_amounts", "--repo", str(fraud_repo)]
+    for more in ([], ["--out", "x.parquet"], ["--start", "2018-05-01"]):
+        assert run(tmp_path, "isochron", *asked, *more).returncode == 2, more
+    text = output_of(tmp_path, "isochron", *asked, "--start", "2018-05-01", "--end", "2018-05-02", "--explain")
+    assert "from 2018-05-01T00:00:00Z to 2018-05-02T00:00:00Z" in text
+    output_of(tmp_path, "isochron", *asked, "--start", "2018-05-01", "--end", "2018-05-02", "--out", "all.parquet")
+    assert pq.read_table(tmp_path / "all.parquet").column_names == ["customer_id", "event_timestamp", "last_amounts"]

@@ -63,7 +63,8 @@ class Finishing:
         made = made.rename_columns([*self.spine.names, *made.column_names[len(called) :]])
         if doubled := [n for n in made.column_names[len(called) :] if n in self.spine.names]:
             raise SpineError(
-                f"the spine already has a column '{doubled[0]}', the name of a requested feature; rename it."
+                f"the spine already has a column '{doubled[0]}', the name of a requested feature; rename it, "
+                "or ask for full feature names."
             )
         return made
 

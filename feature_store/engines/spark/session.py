@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ FIXED = {
 DEFAULTS = {
     "spark.app.name": "isochron",
     "spark.ui.enabled": "false",
+    # We keep no tables; without this the working directory gets an empty folder for them.
+    "spark.sql.warehouse.dir": f"{tempfile.gettempdir()}/isochron-spark-warehouse",
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "FATAL",
     "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",

@@ -104,7 +104,10 @@ def check_spine(schema: pa.Schema, request: Request) -> None:
     if of_arrow(time) is not ValueType.TIMESTAMP:
         raise SpineError(f"the spine's {EVENT_TIMESTAMP} is {time}, not a timestamp; convert it first.")
     if taken := [name for _, name in request.output_columns() if name in schema.names]:
-        raise SpineError(f"the spine already has a column '{taken[0]}', the name of a requested feature; rename it.")
+        raise SpineError(
+            f"the spine already has a column '{taken[0]}', the name of a requested feature; rename it, or ask for full "
+            "feature names."
+        )
     _asking(schema.empty_table(), pa.array([], pa.int64()), request.keys, ())
 
 
