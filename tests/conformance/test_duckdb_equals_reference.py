@@ -380,7 +380,6 @@ def test_columns_that_differ_by_case_are_two_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["history", "online"])
-@wrong("times inside lists are not floored from nanoseconds", AssertionError, pa.ArrowInvalid)
 def test_times_in_lists_are_whole_microseconds_in_files_of_any_unit(tmp_path: Path, where: str) -> None:
     nanos = pa.array([-1_500, 2_999], pa.int64()).view(pa.timestamp("ns"))
     rows = pa.table({"customer": [1], "seen": pa.ListArray.from_arrays([0, 2], nanos), "ts": times([5])})

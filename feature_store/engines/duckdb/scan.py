@@ -222,7 +222,9 @@ def _typed(files: ParquetFiles, field: pa.Field, wanted: ValueType, needed_by: s
     check_readable(files, field, wanted, needed_by)
     if wanted.element is ValueType.TIMESTAMP:
         place = _place(files, field.name)
-        return place if wanted.is_list else _time_sql(place, field.type)
+        if wanted.is_list:
+            return f"list_transform({place}, lambda x: make_timestamp({_time_sql('x', field.type.value_type)}))"
+        return _time_sql(place, field.type)
     sql_type = _SQL_TYPES[wanted.element] + ("[]" if wanted.is_list else "")
     return f"CAST({_place(files, field.name)} AS {sql_type})"
 
