@@ -77,7 +77,8 @@ def first_reason(text: str) -> str:
     """The error of a Python worker, else the innermost line that names one of Spark's conditions, else the first."""
     if raised := _RAISED.findall(text):
         return raised[0].strip()[:500]
-    conditions = [m[0] for m in _CONDITION.finditer(text) if not m[1].startswith("FAILED_EXECUTE_UDF")]
+    around = ("FAILED_EXECUTE_UDF", "STAGE_MATERIALIZATION_MULTIPLE_FAILURES")
+    conditions = [m[0] for m in _CONDITION.finditer(text) if not m[1].startswith(around)]
     specific = [c for c in conditions if "FAILED_READ_FILE" not in c]
     found = (specific or conditions or text.strip().splitlines() or ["nothing"])[0]
     return found.strip()[:500]
