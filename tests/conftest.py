@@ -12,6 +12,8 @@ import pytest
 
 from datasets.fraud_generator import FraudData, FraudProcess, generate
 
+pytest_plugins = ["tests.redis_fixtures"]
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
