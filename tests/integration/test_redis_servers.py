@@ -222,8 +222,8 @@ def test_no_process_and_no_folder_is_left(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_none_outlives_a_killed_starter() -> None:
-    with command("infra.redis.servers", "single") as starter:
+def test_none_outlives_a_killed_starter(tmp_path: Path) -> None:
+    with command("infra.redis.servers", "single", "--folder", str(tmp_path)) as starter:
         (port,) = ports_told_by(starter)
         with closing(connect(port)) as client:
             os.kill(client.info()["process_id"], signal.SIGSTOP)
