@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -19,14 +19,18 @@ from benchmarks.measure import ROOT
 from feature_store import __version__
 from feature_store.files import replacing
 
-_PACKAGES = ("duckdb", "polars", "pyarrow", "numpy", "numba", "feast", "ibis-framework")
+_PACKAGES = (
+    *("duckdb", "polars", "pyarrow", "numpy", "numba", "feast", "ibis-framework"),
+    *("redis", "hiredis", "uvicorn", "uvloop", "httptools", "gunicorn"),
+)
 #: Columns of a table that is not printed on a terminal.
 _FILE_WIDTH = 140
 
 
 @dataclass
 class Row:
-    """One figure. `to_peer` and `to_limit` are Isochron's figure divided by the other's: below one is better than it.
+    """One figure. `to_peer` and `to_limit` are Isochron's figure divided by the other's: below one is better than it,
+    but for what is done in a second.
 
     `goal` is a text, `met` None where it could not be decided or there is none. `runs` holds the figure of each round
     by side; the three figures are their medians.
@@ -50,22 +54,32 @@ class Row:
 
 @dataclass(frozen=True)
 class Goal:
-    """At most `times` the figure of the limit, or of another row's Isochron, or of one unit (so `times` units)."""
+    """At most `times` the figure of the limit, of the peer, or of another row's Isochron, or of one unit (so `times`
+    units). With `kind` "at least" not less than that, and with "faster" at most the figure divided by `times`.
+    """
 
     times: float
     of: str | None = None
+    kind: Literal["at most", "at least", "faster"] = "at most"
 
     def text(self, unit: str) -> str:
-        return f"<= {self.times:g} x {self.of}" if self.of else f"<= {self.times:g} {unit}"
+        if self.kind == "faster":
+            return f"{self.of} >= {self.times:g} x"
+        sign = "<=" if self.kind == "at most" else ">="
+        return f"{sign} {self.times:g} x {self.of}" if self.of else f"{sign} {self.times:g} {unit}"
 
     def met(self, row: Row, others: Mapping[str, Row]) -> bool | None:
-        if self.of == "limit":
-            bound = row.limit
+        if self.of in ("limit", "peer"):
+            other = row.limit if self.of == "limit" else row.peer
         elif self.of:
-            bound = others[self.of].isochron if self.of in others else None
+            other = others[self.of].isochron if self.of in others else None
         else:
-            bound = 1.0
-        return None if row.isochron is None or bound is None else row.isochron <= self.times * bound
+            other = 1.0
+        if row.isochron is None or other is None:
+            return None
+        if self.kind == "at least":
+            return row.isochron >= self.times * other
+        return row.isochron <= (other / self.times if self.kind == "faster" else self.times * other)
 
 
 def judge(rows: Iterable[Row], goals: Mapping[str, tuple[Goal, ...]]) -> None:
