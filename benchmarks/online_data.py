@@ -186,6 +186,11 @@ class EventLog:
         part = slice(place, None) if recent else slice(place)
         return pa.table({KEY: keys[part], TIME: pa.array(times[part]).cast(_UTC), "amount": amounts[part]})
 
+    @property
+    def unknown(self) -> int:
+        """A key that has no events."""
+        return int(keys_of(np.array([self.entities]))[0])
+
     def requests(self, rows: int, number: int = 50) -> list[list[int]]:
         draw = np.random.default_rng([self.seed, rows])
         return [keys_of(draw.choice(self.entities, rows, replace=False)).tolist() for _ in range(number)]

@@ -24,7 +24,7 @@ _PACKAGES = (
     *("redis", "hiredis", "uvicorn", "uvloop", "httptools", "gunicorn"),
 )
 #: Columns of a table that is not printed on a terminal.
-_FILE_WIDTH = 140
+_FILE_WIDTH = 160
 
 
 @dataclass

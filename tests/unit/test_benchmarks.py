@@ -202,7 +202,7 @@ def test_both_ways_of_the_window_scan_equal_the_plain_filter(asked_rows: int) ->
 
 # -- the online bench -----------------------------------------------------------------------------------------------
 
-ONLINE = ["read_100_nulls", "sdk_1", "http_1", "write_1000", "memory", "windows_5_memory", "windows_5_100_numpy"]
+ONLINE = ["read_100_nulls", "http_1", "write_1000", "memory", "windows_5_memory", "windows_5_100_numpy"]
 
 
 def run_online(folder: Path, side: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -234,7 +234,7 @@ def test_the_online_bench_leaves_rows_with_figures_of_all_who_took_part(tmp_path
         assert row["rounds"] == (1 if name.endswith("bytes") else 2)
         assert (row["met"] is None) == (row["goal"] is None or "peer" in row["goal"])
         assert {"python", "redis", "redis-server", "hiredis", "feast", "isochron"} <= row["versions"].keys()
-    assert "bare socket" in rows["sdk_1 p50"]["note"]
+    assert "bare socket" in rows["read_100_nulls p50"]["note"]
     assert "MGET of 100 keys, 2,4" in rows["windows_5_100_numpy p50"]["note"]
     assert rows["memory bytes"]["to_limit"] == pytest.approx(1.0, abs=0.1)
 
