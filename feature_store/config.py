@@ -12,21 +12,39 @@ import yaml
 
 from feature_store.errors import ConfigError
 
-ONLINE_BACKENDS = ("embedded",)
+ONLINE_BACKENDS = ("embedded", "redis")
+REDIS_TYPES = ("redis", "redis_cluster", "redis_sentinel")
 ENGINES = ("duckdb", "spark")
 
 
 @dataclass(frozen=True)
+class OnlineConfig:
+    """Where online values lie: in the folder `path` of an embedded store, or in Redis.
+
+    For Redis the names are those of Feast's own store: `redis_type` (redis, redis_cluster or redis_sentinel),
+    `connection_string` (`host:port,host:port,db=0,username=...,password=...,ssl=true,ssl_ca_certs=path`) and
+    `sentinel_master`. `timeout` is how long a request to it may take, retries included, in seconds.
+    """
+
+    backend: str = "embedded"
+    path: Path = Path("data/online.lmdb")
+    redis_type: str = "redis"
+    connection_string: str = field(default="localhost:6379", repr=False)
+    sentinel_master: str = "mymaster"
+    timeout: float = 2.0
+
+
+@dataclass(frozen=True)
 class RepoConfig:
-    """A repository's folder, its project name, and the resolved paths of its registry and embedded online
-    store; the engine that computes history, `memory_limit` as DuckDB writes it (`4GB`), and for Spark the master's
-    URL and further settings.
+    """A repository's folder, its project name, the resolved path of its registry, and where online values lie; the
+    engine that computes history, `memory_limit` as DuckDB writes it (`4GB`), and for Spark the master's URL and further
+    settings.
     """
 
     root: Path
     project: str
     registry: Path
-    online_path: Path
+    online: OnlineConfig
     memory_limit: str | None = None
     engine: str = "duckdb"
     spark_master: str | None = None
@@ -68,7 +86,7 @@ def load_config(root: str | os.PathLike[str]) -> RepoConfig:
         root=folder,
         project=content["project"],
         registry=folder / registry_path(content.get("registry"), path),
-        online_path=folder / online_path(online if isinstance(online, dict) else {}),
+        online=online_config(folder, online if isinstance(online, dict) else {}),
         memory_limit=offline.get("memory_limit"),
         engine=engine,
         spark_master=offline.get("spark_master"),
@@ -87,9 +105,22 @@ def registry_path(registry: Any, where: Path) -> Path:
     return Path(registry)
 
 
-def online_path(online: dict[str, Any]) -> Path:
-    """The folder of the embedded online store, `data/online.lmdb` unless told."""
+def online_config(root: Path, online: Mapping[str, Any]) -> OnlineConfig:
+    """The `online_store` entries of a repository in a folder. Raises ConfigError for values that cannot be used."""
     backend = online.get("backend", "embedded")
     if backend not in ONLINE_BACKENDS:
         raise ConfigError(f"online_store backend '{backend}' is not one of: {', '.join(ONLINE_BACKENDS)}.")
-    return Path(online.get("path") or "data/online.lmdb")
+    redis_type = online.get("redis_type") or OnlineConfig.redis_type
+    if redis_type not in REDIS_TYPES:
+        raise ConfigError(f"online_store redis_type '{redis_type}' is not one of: {', '.join(REDIS_TYPES)}.")
+    timeout = online.get("timeout", OnlineConfig.timeout)
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 3_600:
+        raise ConfigError(f"online_store timeout must be a number of seconds, above 0 and up to 3600, not {timeout!r}.")
+    return OnlineConfig(
+        backend,
+        root / (online.get("path") or OnlineConfig.path),
+        redis_type,
+        online.get("connection_string") or "localhost:6379",
+        online.get("sentinel_master") or OnlineConfig.sentinel_master,
+        float(timeout),
+    )

@@ -100,9 +100,50 @@ class PositionGap(IsochronError):
 
 
 class StoreError(IsochronError):
-    """The online store's file refused a read or a write; nothing of the transaction was kept."""
+    """The online store did not answer, or refused a read or a write."""
 
     retryable = True
+
+
+class StoreUnavailable(StoreError):
+    """The online store could not be reached in time, or is not able to answer now; `where` names it.
+
+    A write whose answer was lost may have been applied or not.
+    """
+
+    def __init__(self, where: str, problem: str, next_step: str) -> None:
+        self.where = where
+        super().__init__(f"the online store at {where} {problem}; {next_step}.")
+
+
+class StoreDenied(StoreError):
+    """The online store does not accept the user or password, or does not let the user do what is needed."""
+
+    retryable = False
+
+    def __init__(self, where: str, problem: str) -> None:
+        self.where = where
+        super().__init__(
+            f"the online store at {where} denies access ({problem}); check username and password in connection_string, "
+            "and what the user may do."
+        )
+
+
+class StoreFull(StoreError):
+    """The online store has no room: what was being written was not."""
+
+    def __init__(self, where: str, limit: str) -> None:
+        self.where = where
+        super().__init__(
+            f"the online store at {where} is full ({limit}); nothing of this write was kept. Give it room."
+        )
+
+
+class StoreContended(StoreError):
+    """A write was given up after many rounds, in each of which another writer was let through."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"could not {what}: other writers came first each time; try again when there are fewer.")
 
 
 class BootstrapSuperseded(IsochronError):

@@ -24,9 +24,10 @@ from feature_store.retrieval.historical import HistoricalFeatures
 from feature_store.retrieval.online import AsOf, OnlineFeatures, Prepared
 from feature_store.retrieval.spine import Moment, read_spine, time_range
 from feature_store.retrieval.training_set import TrainingSet, rebuild_training_set, write_training_set
-from feature_store.stores.online.embedded import EmbeddedBackend
+from feature_store.stores.online.appending import Appended, Batch, Position, append
+from feature_store.stores.online.filling import bootstrap
+from feature_store.stores.online.open import open_backend
 from feature_store.stores.online.store import OnlineStore
-from feature_store.stores.online.windowed import Appended
 from feature_store.timestamps import END
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,7 @@ class FeatureLayer:
             self.definitions = self.definitions.with_sources(self._sources)
         self._engine = DuckDBEngine(self.config.root, self.config.memory_limit)
         self._history = open_engine(self.config) if self.config.engine != "duckdb" else self._engine
-        self._backend = EmbeddedBackend(self.config.online_path)
-        self.store = OnlineStore(self._backend, self.config.project)
+        self.store = OnlineStore(open_backend(self.config.online), self.config.project)
 
     def close(self) -> None:
         """Frees the engines. The online store's file stays open for other layers of this process."""
@@ -167,12 +167,12 @@ class FeatureLayer:
         if not view.online:
             raise RequestError(view.name, "is declared with online=False; declare it online to fill it")
         online = self.store.windowed(view)
-        space = online.begin()
+        space = online.generations.begin()
         log = self._engine.event_log(view, view.reach(now - online.settle), until)
         if log.skipped:
             logger.warning("view '%s': %d rows without a key or a time were skipped", view.name, log.skipped)
         show = (lambda done, of: progress(view.name, done, of)) if progress else None
-        return online.bootstrap(log, now, until, show, space)
+        return bootstrap(online, log, now, until, show, space)
 
     def append_events(
         self, push_source: str, rows: pa.Table, partition: int = 0, offset: int | None = None
@@ -194,14 +194,13 @@ class FeatureLayer:
             known = {v.source.push_source for v in self.definitions.stored_views() if isinstance(v, WindowedView)}
             raise UnknownName("push source with windowed views", push_source, sorted(k for k in known if k))
         now = self.clock.now()
-        admitted = [(view, admit(view, rows, now)) for view in views]
-        with self._backend.writing() as txn:
-            filled = [v.name for v in views if self.store.holds(txn, v)]
-            return {
-                view.name: self.store.windowed(view).append(txn, a.keys, a.events, now, partition, offset)
-                for view, a in admitted
-                if view.name in filled or not filled
-            }
+        admitted = {view.name: admit(view, rows, now) for view in views}
+        filled = [view for view in views if self.store.holds(view)] or views
+        batches = [
+            Batch(self.store.windowed(view), admitted[view.name].keys, admitted[view.name].events) for view in filled
+        ]
+        done = append(batches, now, Position(partition, offset))
+        return {view.name: one for view, one in zip(filled, done, strict=True)}
 
     def _request(self, features: Any, full_feature_names: bool) -> Any:
         if not isinstance(features, str) and hasattr(features, "feature_view_projections"):

@@ -24,7 +24,7 @@ from feature_store.clock import Clock
 from feature_store.errors import IsochronError
 from feature_store.layer import FeatureLayer
 from feature_store.monitoring.metrics import ServingMetrics
-from feature_store.stores.online.windowed import Appended
+from feature_store.stores.online.appending import Appended
 from feature_store.timestamps import iso
 from models.booster import FraudModel
 from serving.decision_log import Decision, DecisionLog

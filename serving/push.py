@@ -11,7 +11,7 @@ from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
 from feature_store.errors import RequestError
 from feature_store.layer import FeatureLayer
-from feature_store.stores.online.windowed import Appended
+from feature_store.stores.online.appending import Appended
 from feature_store.timestamps import arrow_timestamps, parse_time
 from serving.schemas import PushRequest
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from feature_store.config import OnlineConfig
 from infra.redis import servers
 from infra.redis.groups import Cluster, RedisServers, SentinelServers, SingleServer
 
@@ -50,3 +51,14 @@ def redis_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SingleServer
 def redis_servers(request: pytest.FixtureRequest) -> RedisServers:
     """Each of the above in turn; for some of them parametrize it with their names, `indirect=True`."""
     return request.getfixturevalue(request.param)
+
+
+def config_of(servers: RedisServers, timeout: float = 10.0) -> OnlineConfig:
+    """What a repository's configuration says of these servers."""
+    return OnlineConfig(
+        "redis",
+        redis_type=servers.redis_type,
+        connection_string=servers.connection_string,
+        sentinel_master=servers.sentinel_master or OnlineConfig.sentinel_master,
+        timeout=timeout,
+    )

@@ -62,3 +62,35 @@ def _compacted(blocks: State, low: np.ndarray, high: np.ndarray) -> tuple[State,
     if 2 * np.count_nonzero(kept) > size:
         return blocks, low
     return take(blocks, kept), (np.cumsum(kept) - 1)[low]
+
+
+def fold_short(values: np.ndarray, low: np.ndarray, high: np.ndarray, measures: Iterable[str]) -> State:
+    """The state of `values[low:high]` for every pair where ranges are few and short: one pass a range, no blocks.
+
+    Sums are numpy's, from the range alone: equal ranges give equal bits wherever they lie.
+    """
+    length = np.maximum(high - low, 0)
+    state: State = {"n": length.astype(np.int64)}
+    filled = np.flatnonzero(length)
+    # reduceat folds from each index to the next one: every other result is that of a range. It takes no index behind
+    # the last value, hence the one more below.
+    edges = np.stack([low[filled], high[filled]], axis=1).ravel()
+    for name in measures:
+        measure = MEASURES[name]
+        if name == "moments":
+            state |= _fold(values, low, length, measure)
+            continue
+        lifted = measure.lift(values)
+        for field, none in measure.identity(values.dtype).items():
+            folded = np.full(len(low), none, measure.dtype or values.dtype)
+            if filled.size:
+                folded[filled] = _REDUCED.get(name, np.add).reduceat(np.append(lifted[field], 0), edges)[::2]
+            state[field] = folded
+        if name == "integer_sum":
+            state["sum_high"] += state["sum_low"] >> 32
+            state["sum_low"] &= (1 << 32) - 1
+    return state
+
+
+#: What makes one of two values of a measure's field; a sum where nothing else is said.
+_REDUCED = {"min": np.minimum, "max": np.maximum}

@@ -1,11 +1,11 @@
-"""Online retrieval: keys and a time in, one row of features for each out, read in one snapshot of the store."""
+"""Online retrieval: keys and a time in, one row of features for each out, in one round trip to the store."""
 
 from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,42 +14,127 @@ import pyarrow as pa
 
 from feature_store.definitions.repository import Request
 from feature_store.definitions.types import ValueType
-from feature_store.definitions.view import FeatureRef, OnDemandView, StoredView, WindowedView
+from feature_store.definitions.view import FeatureRef, OnDemandView, PlainView, StoredView, WindowedView
 from feature_store.engines.engine import ROW_TIME, Engine, Spine
 from feature_store.errors import NotExactOnline, RequestError
 from feature_store.plan.historical import AsOfStage, plan_historical, working_name
 from feature_store.retrieval import on_demand
-from feature_store.stores.online.keys import entity_key
-from feature_store.stores.online.plain import PlainOnline
-from feature_store.stores.online.records import Generation
+from feature_store.stores.online.blocks import Block, Columns
+from feature_store.stores.online.keys import entity_key, integer_keys
+from feature_store.stores.online.records import Generation, Positions
 from feature_store.stores.online.status import Status
 from feature_store.stores.online.store import OnlineStore
-from feature_store.stores.online.values import from_arrow
-from feature_store.stores.online.windowed import WindowedOnline
+from feature_store.stores.online.view import Lookup, OnlineView, ViewRead
 from feature_store.timestamps import BEGINNING, micros, parse_time
 
 AsOf = int | dt.datetime | str | np.datetime64 | Sequence[Any] | np.ndarray
 
+Fetch = Generator[list[bytes], "list[bytes | None]", "OnlineFeatures"]
+"""A read under way: yields the keys it needs, is sent their values, and returns the answer."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
+class KeyColumn:
+    """One entity column of a request: its values, typed, None where null."""
+
+    values: list[Any]
+    type: ValueType
+
+    @cached_property
+    def arrow(self) -> pa.Array:
+        return on_demand.request_column("", self.values, self.type, len(self.values))
+
+    @cached_property
+    def stored(self) -> list[Any]:
+        """The values as the store holds them."""
+        return [None if v is None else int(v) for v in self.values] if self.type is ValueType.BOOL else self.values
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One view's part of an answer; an on-demand view has no `read`."""
+
+    block: Block
+    statuses: list[Status | None] | None = None
+    event_times: np.ndarray | None = None
+    known: np.ndarray | None = None
+    read: ViewRead | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a column of an answer comes from: a feature of a part, or an entity column."""
+
+    part: Part | None
+    feature: int
+    key: KeyColumn | None = None
+
+
 class OnlineFeatures:
     """The answer to an online request: a row for each entity row, columns in the request's order.
 
-    `statuses` by column and row; `as_of` the time of each row; `event_times` by column the event time of the stored
-    row behind each value (BEGINNING where there is none, as for windows); `unknown` by view and row whether the store
-    holds nothing of the entity. What the values cover (the contract's R): `positions` by view and row the log
-    positions, `generations` by view the generation, whose cut says how far its bootstrap had read.
+    `as_of` is the time of each row. What the values cover (the contract's R): `positions` by view and row the log
+    positions, `generations` by view the generation, whose cut says how far its bootstrap had read. Values are made
+    when they are asked for.
     """
 
-    request: Request
-    keys: dict[str, pa.Array]
-    columns: dict[str, pa.Array]
-    statuses: dict[str, list[Status]]
-    as_of: np.ndarray
-    event_times: dict[str, list[int]] = field(default_factory=dict)
-    unknown: dict[str, list[bool]] = field(default_factory=dict)
-    positions: dict[str, list[dict[int, tuple[int, int]]]] = field(default_factory=dict)
-    generations: dict[str, Generation] = field(default_factory=dict)
+    def __init__(
+        self,
+        request: Request,
+        as_of: np.ndarray,
+        keys: Mapping[str, KeyColumn],
+        parts: Mapping[str, Part],
+        places: Mapping[str, Place],
+    ) -> None:
+        self.request, self.as_of = request, as_of
+        self.key_columns, self.parts, self.places = keys, parts, places
+
+    @cached_property
+    def keys(self) -> dict[str, pa.Array]:
+        """The entity columns, as they were given."""
+        return {name: column.arrow for name, column in self.key_columns.items()}
+
+    @cached_property
+    def columns(self) -> dict[str, pa.Array]:
+        """The features as Arrow arrays."""
+        return {
+            name: p.part.block.arrow(p.feature) if p.part else p.key.arrow  # type: ignore[union-attr]
+            for name, p in self.places.items()
+        }
+
+    @cached_property
+    def statuses(self) -> dict[str, list[Status]]:
+        """By column, what is to be said of each row's value."""
+        return {name: _statuses(place, len(self.as_of)) for name, place in self.places.items()}
+
+    @cached_property
+    def event_times(self) -> dict[str, list[int]]:
+        """By column the event time of the row behind each value; BEGINNING where there is none, as for windows."""
+        none = [BEGINNING] * len(self.as_of)
+        times = {name: p.part.event_times if p.part else None for name, p in self.places.items()}
+        return {name: none if some is None else some.tolist() for name, some in times.items()}
+
+    @cached_property
+    def unknown(self) -> dict[str, list[bool]]:
+        """By view and row whether the store holds nothing of the entity."""
+        return {name: (~part.known).tolist() for name, part in self.parts.items() if part.known is not None}
+
+    @cached_property
+    def positions(self) -> dict[str, list[Positions]]:
+        return {name: read.positions for name, read in self._windowed()}
+
+    @cached_property
+    def generations(self) -> dict[str, Generation]:
+        return {name: read.generation for name, read in self._windowed()}
+
+    def _windowed(self) -> list[tuple[str, ViewRead]]:
+        """The windowed views' reads: a plain view's rows cover no positions."""
+        views = {refs[0].shown_as: view for view, refs in self.request.by_view()}
+        return [
+            (name, part.read)
+            for name, part in self.parts.items()
+            if part.read is not None and isinstance(views.get(name), WindowedView)
+        ]
 
     def to_arrow(self) -> pa.Table:
         """Keys, then features, as an Arrow table."""
@@ -57,16 +142,41 @@ class OnlineFeatures:
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Keys, then features, as lists of Python values (None is null; times are aware datetimes)."""
-        return {name: array.to_pylist() for name, array in (self.keys | self.columns).items()}
+        answer = {name: list(column.values) for name, column in self.key_columns.items()}
+        lists: dict[int, list[list[Any]]] = {}
+        for name, place in self.places.items():
+            if place.part is None:
+                answer[name] = list(place.key.values)  # type: ignore[union-attr]
+                continue
+            made = lists.get(id(place.part))
+            if made is None:
+                made = lists[id(place.part)] = place.part.block.python()
+            answer[name] = made[place.feature]
+        return answer
 
     def to_numpy(self, columns: Sequence[str] | None = None) -> np.ndarray:
         """The named numeric columns (all of them, if not told) as float64, shape (rows, columns); null is NaN."""
-        arrays = [self.columns[c] for c in columns or self.columns]
-        return np.column_stack([_floats(a) for a in arrays]) if arrays else np.zeros((len(self.as_of), 0))
+        places = [self.places[c] for c in columns or self.places]
+        return np.column_stack([_floats(p) for p in places]) if places else np.zeros((len(self.as_of), 0))
 
 
-def _floats(array: pa.Array) -> np.ndarray:
-    return array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+def _floats(place: Place) -> np.ndarray:
+    if place.part is not None:
+        return place.part.block.floats(place.feature)
+    assert place.key is not None
+    return place.key.arrow.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _statuses(place: Place, rows: int) -> list[Status]:
+    if place.part is None:
+        return [Status.PRESENT] * rows
+    valid = place.part.block.valid
+    mine = [Status.PRESENT] * rows
+    if valid is not None and not valid[place.feature].all():
+        mine = [Status.PRESENT if there else Status.NULL_VALUE for there in valid[place.feature].tolist()]
+    if place.part.statuses is not None:
+        mine = [whole or one for whole, one in zip(place.part.statuses, mine, strict=True)]
+    return mine
 
 
 @dataclass(frozen=True)
@@ -81,10 +191,10 @@ class Prepared:
     history: Engine | None = None
 
     @cached_property
-    def _groups(self) -> list[tuple[WindowedOnline | PlainOnline, list[FeatureRef]]]:
-        return [(self._online(view), refs) for view, refs in self.request.by_view()]
+    def _groups(self) -> list[_Group]:
+        return [_Group.of(self._online(view), view, refs) for view, refs in self.request.by_view()]
 
-    def _online(self, view: StoredView) -> WindowedOnline | PlainOnline:
+    def _online(self, view: StoredView) -> OnlineView:
         if isinstance(view, WindowedView) and not view.online:
             raise RequestError(
                 view.name, "is declared with online=False: it is never filled; ask history (get_historical_features)"
@@ -111,141 +221,187 @@ class Prepared:
         """Identity of the definitions behind the answer."""
         return self.request.fingerprint
 
+    @cached_property
+    def _on_demand(self) -> tuple[OnDemandView, ...]:
+        return self.request.on_demand
+
     def read(self, entities: Mapping[str, Sequence[Any]], as_of: AsOf) -> OnlineFeatures:
         """The features of each row of `entities` (keys and request-time values, as columns) as of a time, or one each.
 
         Raises RequestError for columns that are missing, of unequal length or of the wrong type; StoreNotReady;
-        NotExactOnline where only history could answer and none was given.
+        NotExactOnline where only history could answer and none was given; StoreError where the store does not answer.
         """
+        fetch = self._fetch(entities, as_of)
+        try:
+            keys = next(fetch)
+            while True:
+                keys = fetch.send(self.store.backend.get(keys) if keys else [])
+        except StopIteration as end:
+            return end.value
+
+    async def read_async(self, entities: Mapping[str, Sequence[Any]], as_of: AsOf) -> OnlineFeatures:
+        """The same without holding up an event loop."""
+        fetch = self._fetch(entities, as_of)
+        try:
+            keys = next(fetch)
+            while True:
+                keys = fetch.send(await self.store.backend.get_async(keys) if keys else [])
+        except StopIteration as end:
+            return end.value
+
+    def _fetch(self, entities: Mapping[str, Sequence[Any]], as_of: AsOf) -> Fetch:
+        """All of a read but the line to the store."""
         rows = _row_count(entities, as_of)
         times = as_of_times(as_of, rows)
         keys = {name: _key_column(name, entities, key_type, rows) for name, key_type in self.keys.items()}
         given = {name: _request_column(name, entities, t, rows) for name, t in self.request_fields.items()}
-        answer = _Answer(self, times, keys)
-        with self.store.backend.reading() as txn:
-            for stored, refs in self._groups:
-                answer.fetch(txn, stored, refs)
-        for on_demand_view in self.request.on_demand:
-            answer.compute(on_demand_view, given, rows)
-        return answer.result()
+        lookups: list[Lookup] = [group.look_up(keys, rows) for group in self._groups]
+        while True:
+            values = yield [key for lookup in lookups for key in lookup.keys]
+            shares = _shares(lookups, values)
+            following = [lookup.again(share) for lookup, share in zip(lookups, shares, strict=True)]
+            if not any(following):
+                break
+            lookups = [after or lookup for after, lookup in zip(following, lookups, strict=True)]
+        parts = [
+            self._exact(group, lookup.answer(group.wanted, share, times), times, keys)
+            for group, lookup, share in zip(self._groups, lookups, shares, strict=True)
+        ]
+        return self._put_together(parts, keys, given, times)
 
-
-class _Answer:
-    """An answer being put together: working columns by full name, with what goes beside them."""
-
-    def __init__(self, prepared: Prepared, times: np.ndarray, keys: dict[str, pa.Array]) -> None:
-        self._prepared, self._times, self._keys = prepared, times, keys
-        self._columns: dict[str, pa.Array] = {}
-        self._statuses: dict[str, list[Status | None]] = {}
-        self._event_times: dict[str, list[int]] = {}
-        self._unknown: dict[str, list[bool]] = {}
-        self._positions: dict[str, list[dict[int, tuple[int, int]]]] = {}
-        self._generations: dict[str, Generation] = {}
-
-    def fetch(self, txn: Any, stored: WindowedOnline | PlainOnline, refs: list[FeatureRef]) -> None:
-        """Reads one view's features for all rows."""
-        view = stored.view
-        key_names = [key.name for key in view.keys]
-        entities = self._entities(view, refs[0])
-        wanted = [ref.feature for ref in refs if ref.feature not in key_names]
-        if isinstance(stored, WindowedOnline):
-            read = stored.read(txn, wanted, entities, self._times)
-            statuses: list[Status | None] = [None] * len(entities)
-            event_times = [BEGINNING] * len(entities)
-            self._unknown[refs[0].shown_as] = (~read.known).tolist()
-            self._positions[refs[0].shown_as] = read.positions
-            self._generations[refs[0].shown_as] = read.generation
-            values, exact_from = read.values, read.exact_from
-        else:
-            plain = stored.read(txn, wanted, entities, self._times)
-            statuses, event_times, values, exact_from = (
-                plain.statuses,
-                plain.event_times,
-                plain.values,
-                plain.exact_from,
-            )
-            self._unknown[refs[0].shown_as] = [s is Status.NOT_FOUND for s in statuses]
-        missed = np.flatnonzero(self._times < exact_from)
-        if missed.size:
-            past = self._past(view, refs, missed, exact_from)
-            values = {name: _replaced(values[name], missed, past[name]) for name in values}
-            for row, time in zip(missed.tolist(), _row_times(past, len(missed)), strict=True):
-                statuses[row], event_times[row] = self._past_status(view, row, time)
-                self._unknown[refs[0].shown_as][row] = statuses[row] is Status.NOT_FOUND
-        for ref in refs:
-            name = working_name(ref)
-            key = ref.feature if ref.feature in key_names else None
-            self._columns[name] = self._keys[ref.key_column(key)] if key else values[ref.feature]
-            self._statuses[name] = [Status.PRESENT] * len(entities) if key else statuses
-            self._event_times[name] = event_times
-
-    def _entities(self, view: StoredView, ref: FeatureRef) -> list[bytes | None]:
-        if not view.keys:
-            return [b""] * len(self._times)
-        columns = [from_arrow(self._keys[ref.key_column(k.name)], k.type) for k in view.keys]
-        return [None if None in values else entity_key(values) for values in zip(*columns, strict=True)]
+    def _exact(self, group: _Group, read: ViewRead, times: np.ndarray, keys: Mapping[str, KeyColumn]) -> Part:
+        """One view's part, with the rows that the store cannot answer exactly answered from history."""
+        if read.exact_from is None or not (missed := np.flatnonzero(times < read.exact_from)).size:
+            return Part(read.block, read.statuses, read.event_times, read.known, read)
+        past = self._past(group, missed, times, read.exact_from, keys)
+        columns = [
+            _replaced(read.block.arrow(i), missed, past[name]) if name in past else read.block.arrow(i)
+            for i, name in enumerate(read.block.names)
+        ]
+        block = Columns(read.block.names, read.block.types, read.block.rows, columns)
+        if isinstance(group.view, WindowedView):
+            return Part(block, None, None, read.known, read)
+        statuses = list(read.statuses or [None] * read.block.rows)
+        event_times = np.array(read.event_times if read.event_times is not None else [BEGINNING] * len(times))
+        for row, time in zip(missed.tolist(), past[ROW_TIME].to_pylist(), strict=True):
+            statuses[row], event_times[row] = _past_status(group.view, int(times[row]), time)
+        known = np.array([status is not Status.NOT_FOUND for status in statuses], bool)
+        return Part(block, statuses, event_times, known, read)
 
     def _past(
-        self, view: StoredView, refs: list[FeatureRef], missed: np.ndarray, exact_from: np.ndarray
+        self,
+        group: _Group,
+        missed: np.ndarray,
+        times: np.ndarray,
+        exact_from: np.ndarray,
+        keys: Mapping[str, KeyColumn],
     ) -> dict[str, pa.Array]:
         """From the event log, the values of those rows whose time the store no longer holds."""
-        history = self._prepared.history
-        if history is None:
+        if self.history is None:
             row = int(missed[0])
-            raise NotExactOnline(view.name, int(self._times[row]), int(exact_from[row]))
-        (stage,) = plan_historical(self._prepared.request.definitions.request(refs, full_names=True)).joins
-        spine = Spine(self._times[missed], {n: a.take(pa.array(missed)) for n, a in self._keys.items()})
+            raise NotExactOnline(group.view.name, int(times[row]), int(exact_from[row]))
+        (stage,) = plan_historical(self.request.definitions.request(group.refs, full_names=True)).joins
+        spine = Spine(times[missed], {n: c.arrow.take(pa.array(missed)) for n, c in keys.items()})
         if isinstance(stage, AsOfStage):
-            return history.as_of(replace(stage, expired=True), spine)
-        return history.windows(stage, spine)
+            return self.history.as_of(replace(stage, expired=True), spine)
+        return self.history.windows(stage, spine)
 
-    def _past_status(self, view: StoredView, row: int, time: int | None) -> tuple[Status | None, int]:
-        """Status and event time of a row answered from history; `time` is that of the plain view's row behind it."""
-        if isinstance(view, WindowedView):
-            return None, BEGINNING
-        if time is None:
-            return Status.NOT_FOUND, BEGINNING
-        expired = bool(view.ttl) and time < int(self._times[row]) - view.ttl
-        return (Status.OUTSIDE_MAX_AGE, BEGINNING) if expired else (None, time)
+    def _put_together(
+        self, read: list[Part], keys: Mapping[str, KeyColumn], given: Mapping[str, pa.Array], times: np.ndarray
+    ) -> OnlineFeatures:
+        parts: dict[str, Part] = {}
+        found: dict[str, Place] = {}
+        for group, part in zip(self._groups, read, strict=True):
+            parts[group.refs[0].shown_as] = part
+            for name, feature, key in group.columns:
+                found[name] = Place(part, feature) if key is None else Place(None, 0, keys[key])
+        for view in self._on_demand:
+            self._compute(view, given, len(times), found)
+        places = {column: found[name] for column, name in self._order}
+        return OnlineFeatures(self.request, times, keys, parts, places)
 
-    def compute(self, view: OnDemandView, given: Mapping[str, pa.Array], rows: int) -> None:
+    @cached_property
+    def _order(self) -> list[tuple[str, str]]:
+        """For each column of the answer the working name of what it shows."""
+        made = []
+        for ref, column in zip(self.request.refs, self.request.columns, strict=True):
+            on_demand_view = isinstance(self.request.definitions.view(ref.view), OnDemandView)
+            made.append((column, f"{ref.view}__{ref.feature}" if on_demand_view else working_name(ref)))
+        return made
+
+    def _compute(self, view: OnDemandView, given: Mapping[str, pa.Array], rows: int, found: dict[str, Place]) -> None:
         """Runs one on-demand view on what was read and what the request carries."""
-        inputs = {ref.feature: self._columns[working_name(ref)] for ref in view.inputs}
-        inputs |= {ref.column(full_names=True): self._columns[working_name(ref)] for ref in view.inputs}
+        arrays = {ref: _arrow(found[working_name(ref)]) for ref in view.inputs}
+        inputs = {ref.feature: array for ref, array in arrays.items()}
+        inputs |= {ref.column(full_names=True): array for ref, array in arrays.items()}
         inputs |= {f.name: given[f.name] for f in view.request}
-        for name, array in on_demand.run(view, inputs, rows).items():
-            self._columns[f"{view.name}__{name}"] = array
-            self._statuses[f"{view.name}__{name}"] = [None] * rows
-            self._event_times[f"{view.name}__{name}"] = [BEGINNING] * rows
-
-    def result(self) -> OnlineFeatures:
-        request = self._prepared.request
-        columns, statuses, event_times = {}, {}, {}
-        for ref, column in zip(request.refs, request.columns, strict=True):
-            on_demand_view = isinstance(request.definitions.view(ref.view), OnDemandView)
-            name = f"{ref.view}__{ref.feature}" if on_demand_view else working_name(ref)
-            columns[column] = self._columns[name]
-            valid = self._columns[name].is_valid().to_pylist()
-            statuses[column] = [
-                s or (Status.PRESENT if v else Status.NULL_VALUE)
-                for s, v in zip(self._statuses[name], valid, strict=True)
-            ]
-            event_times[column] = self._event_times[name]
-        return OnlineFeatures(
-            request,
-            self._keys,
-            columns,
-            statuses,
-            self._times,
-            event_times,
-            self._unknown,
-            self._positions,
-            self._generations,
-        )
+        outputs = on_demand.run(view, inputs, rows)
+        types = [field.type for field in view.features]
+        part = Part(Columns(list(outputs), types, rows, list(outputs.values())))
+        for i, name in enumerate(outputs):
+            found[f"{view.name}__{name}"] = Place(part, i)
 
 
-def _row_times(past: Mapping[str, pa.Array], rows: int) -> list[int | None]:
-    return past[ROW_TIME].to_pylist() if ROW_TIME in past else [None] * rows
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """One view of a request: `wanted` are its features, `columns` what is shown of it: a working name with the place
+    among those wanted, or with the entity column of a reference to a join key; `keys` the entity columns of its join
+    keys, in their order.
+    """
+
+    online: OnlineView
+    view: StoredView
+    refs: list[FeatureRef]
+    wanted: tuple[str, ...]
+    columns: list[tuple[str, int, str | None]]
+    keys: list[str]
+
+    @classmethod
+    def of(cls, online: OnlineView, view: StoredView, refs: list[FeatureRef]) -> _Group:
+        key_names = [key.name for key in view.keys]
+        wanted = tuple(dict.fromkeys(ref.feature for ref in refs if ref.feature not in key_names))
+        columns: list[tuple[str, int, str | None]] = []
+        for ref in refs:
+            key = ref.key_column(ref.feature) if ref.feature in key_names else None
+            columns.append((working_name(ref), 0 if key else wanted.index(ref.feature), key))
+        return cls(online, view, refs, wanted, columns, [refs[0].key_column(name) for name in key_names])
+
+    def look_up(self, keys: Mapping[str, KeyColumn], rows: int) -> Lookup:
+        return self.online.look_up(self._entities([keys[name] for name in self.keys], rows))
+
+    def _entities(self, columns: list[KeyColumn], rows: int) -> Sequence[bytes | None]:
+        if not columns:
+            return [b""] * rows
+        if len(columns) == 1 and columns[0].type.is_integer and None not in columns[0].values:
+            return integer_keys(np.array(columns[0].values, np.int64))
+        stored = zip(*(column.stored for column in columns), strict=True)
+        return [None if None in values else entity_key(values) for values in stored]
+
+
+def _shares(lookups: Sequence[Lookup], values: Sequence[bytes | None]) -> list[Sequence[bytes | None]]:
+    """The values of each look-up's keys."""
+    if len(lookups) == 1:
+        return [values]
+    shares, at = [], 0
+    for lookup in lookups:
+        shares.append(values[at : at + len(lookup.keys)])
+        at += len(lookup.keys)
+    return shares
+
+
+def _arrow(place: Place) -> pa.Array:
+    if place.part is not None:
+        return place.part.block.arrow(place.feature)
+    assert place.key is not None
+    return place.key.arrow
+
+
+def _past_status(view: PlainView, asked: int, time: int | None) -> tuple[Status | None, int]:
+    """Status and event time of a row answered from history; `time` is that of the plain view's row behind it."""
+    if time is None:
+        return Status.NOT_FOUND, BEGINNING
+    expired = bool(view.ttl) and time < asked - view.ttl
+    return (Status.OUTSIDE_MAX_AGE, BEGINNING) if expired else (None, time)
 
 
 def _replaced(array: pa.Array, rows: np.ndarray, values: pa.Array) -> pa.Array:
@@ -295,10 +451,22 @@ def _time(value: Any) -> int:
     raise RequestError("as_of", f"is a {type(value).__name__}, not a time")
 
 
-def _key_column(name: str, entities: Mapping[str, Sequence[Any]], wanted: ValueType, rows: int) -> pa.Array:
+def _key_column(name: str, entities: Mapping[str, Sequence[Any]], wanted: ValueType, rows: int) -> KeyColumn:
     if name not in entities:
         raise RequestError(name, f"is missing; the request needs a key column {name} of type {wanted.feast_name}")
-    return _typed(name, entities[name], wanted, rows)
+    values = entities[name]
+    if isinstance(values, list) and _as_they_are(values, wanted):
+        return KeyColumn(values, wanted)
+    return KeyColumn(_typed(name, values, wanted, rows).to_pylist(), wanted)
+
+
+def _as_they_are(values: list[Any], wanted: ValueType) -> bool:
+    """Whether all values are of the Python type that a key's type has, and in its range: most requests' are."""
+    kinds = set(map(type, values))
+    if wanted.is_integer and kinds == {int}:
+        bits = 31 if wanted is ValueType.INT32 else 63
+        return -(1 << bits) <= min(values) and max(values) < 1 << bits
+    return wanted is ValueType.STRING and kinds == {str} and all(map(str.isascii, values))
 
 
 def _request_column(name: str, entities: Mapping[str, Sequence[Any]], wanted: ValueType, rows: int) -> pa.Array:

@@ -394,8 +394,7 @@ def test_times_in_lists_are_whole_microseconds_in_files_of_any_unit(tmp_path: Pa
         else:
             online = OnlineStore(EmbeddedBackend(tmp_path / "store"), "project").plain(view)
             online.replace(engine.newest_rows(view, None, END, HOUR), HOUR)
-            with online.backend.reading() as txn:
-                found = online.read(txn, ["seen"], [b"i\x80\0\0\0\0\0\0\1"], pa.array([10]).to_numpy()).values["seen"]
+            found = online.read(["seen"], [b"i\x80\0\0\0\0\0\0\1"], pa.array([10]).to_numpy()).values["seen"]
             online.backend.close()
     assert found.flatten().cast(pa.int64()).to_pylist() == [-2, 2]
 

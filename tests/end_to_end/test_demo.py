@@ -15,10 +15,10 @@ from feature_store import FeatureLayer, cli
 from feature_store.clock import ManualClock
 from feature_store.monitoring.consistency import Comparison
 from feature_store.retrieval.historical import write_parquet
-from feature_store.stores.online import windowed
-from feature_store.stores.online.embedded import Transaction
-from feature_store.stores.online.keys import Keyspace, bucket_of
-from feature_store.stores.online.records import bucket_record
+from feature_store.stores.online import appending
+from feature_store.stores.online.backend import DELETE, SET, Write
+from feature_store.stores.online.records import Bucket
+from feature_store.stores.online.windowed import WindowedOnline
 from feature_store.timestamps import micros
 from models.errors import LeakSuspected
 from models.study import StudySplit, check_scores
@@ -88,17 +88,15 @@ def test_without_the_raw_head_the_same_check_fails(repo: Path, tmp_path: Path, m
     """Every event is folded into the staircase as it comes: tiles cannot tell times inside a hop apart."""
 
     def fold_at_once(
-        self: windowed.WindowedOnline, txn: Transaction, space: Keyspace, entity: bytes, head: bytes, now: int
-    ) -> bytes:
-        stored = txn.get(space.entity(b"S", entity))
-        base = self._codec.decode(stored) if stored else None
-        floor = base.exact_from if base else bucket_record(txn, space, bucket_of(entity)).exact_from
-        merged = self._codec.merge(base, self._head.events([head]), floor)
-        txn.put(space.entity(b"S", entity), self._codec.encode(merged))
-        return b""
+        online: WindowedOnline, now: int, head: bytes, stairs: bytes, rows: bytes, stored: bytes | None, record: bytes
+    ) -> Write:
+        base = online.codec.decode(stored) if stored else None
+        floor = base.exact_from if base else Bucket.decode(record).exact_from
+        merged = online.builder.merge(base, online.head.events([rows]), floor)
+        return Write([], [(SET, stairs, online.codec.encode(merged)), (DELETE, head, b"")])
 
-    monkeypatch.setattr(windowed, "COMPACT_ROWS", 0)
-    monkeypatch.setattr(windowed.WindowedOnline, "_compact", fold_at_once)
+    monkeypatch.setattr(appending, "COMPACT_ROWS", 0)
+    monkeypatch.setattr(appending, "_compaction", fold_at_once)
     assert _demo(repo, tmp_path / "demo", monkeypatch) == cli.DIFFERENT
     report = orjson.loads((tmp_path / "demo" / "report.json").read_bytes())
     assert report["mismatches"] > 400

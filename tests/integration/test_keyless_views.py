@@ -18,7 +18,9 @@ from feature_store.engines.duckdb.engine import DuckDBEngine
 from feature_store.engines.stream.admission import admit
 from feature_store.retrieval.historical import retrieve
 from feature_store.retrieval.online import Prepared
+from feature_store.stores.online.appending import Batch, Position, append
 from feature_store.stores.online.embedded import EmbeddedBackend
+from feature_store.stores.online.filling import bootstrap
 from feature_store.stores.online.store import OnlineStore
 from feature_store.timestamps import HOUR, MINUTE, SECOND
 
@@ -51,14 +53,14 @@ def test_a_view_without_keys_has_one_value_in_history_and_online(tmp_path: Path)
     )
 
     store = OnlineStore(EmbeddedBackend(tmp_path / "online"), "p")
-    store.windowed(WINDOWED).bootstrap(engine.event_log(WINDOWED, None, 7 * HOUR), 4 * HOUR, 7 * HOUR)
+    online = store.windowed(WINDOWED)
+    bootstrap(online, engine.event_log(WINDOWED, None, 7 * HOUR), 4 * HOUR, 7 * HOUR)
     store.plain(PLAIN).replace(engine.newest_rows(PLAIN, None, 7 * HOUR, 4 * HOUR), 4 * HOUR)
-    with store.backend.writing() as txn:
-        late = admit(WINDOWED, rows.slice(150), 7 * HOUR)
-        store.windowed(WINDOWED).append(txn, late.keys, late.events, 4 * HOUR, 0, 0)
+    late = admit(WINDOWED, rows.slice(150), 7 * HOUR)
+    append([Batch(online, late.keys, late.events)], 4 * HOUR, Position(0, 0))
     events += [Event(int(t), {"x": int(x)}) for t, x in zip(times[150:], values[150:], strict=True)]
     now = [4 * HOUR, 4 * HOUR + 1, 5 * HOUR + 3 * MINUTE, 7 * HOUR]
     answer = Prepared(request, store, engine).read({}, now)
     assert answer.to_dict()["total"] == [value(events, SUM, t) for t in now]
-    store.windowed(WINDOWED).bootstrap(engine.event_log(WINDOWED, 9 * HOUR, 10 * HOUR), 9 * HOUR, 10 * HOUR)
+    bootstrap(online, engine.event_log(WINDOWED, 9 * HOUR, 10 * HOUR), 9 * HOUR, 10 * HOUR)
     assert Prepared(definitions.resolve(FEATURES[:1]), store).read({}, 9 * HOUR).to_dict()["total"] == [None]

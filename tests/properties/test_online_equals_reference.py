@@ -21,23 +21,30 @@ from hypothesis import strategies as st
 
 from feature_store.aggregations.events import Events
 from feature_store.aggregations.reference import Event
+from feature_store.config import OnlineConfig
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import Field, PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
 from feature_store.engines.engine import EventLog
 from feature_store.engines.stream.admission import admit
-from feature_store.errors import NotExactOnline, PositionGap, StoreNotReady
+from feature_store.errors import NotExactOnline, PositionGap, StoreNotReady, StoreUnavailable
 from feature_store.retrieval.historical import retrieve
 from feature_store.retrieval.online import Prepared
-from feature_store.stores.online import windowed as windowed_module
-from feature_store.stores.online.embedded import EmbeddedBackend, Snapshot, Transaction
+from feature_store.stores.online import appending as appending_module
+from feature_store.stores.online import embedded as embedded_module
+from feature_store.stores.online import filling as filling_module
+from feature_store.stores.online.appending import Appended, Batch, Position, append
+from feature_store.stores.online.backend import Backend, Write
+from feature_store.stores.online.embedded import EmbeddedBackend
+from feature_store.stores.online.filling import bootstrap
 from feature_store.stores.online.keys import Keyspace, bucket_of, entity_key
+from feature_store.stores.online.open import open_backend
 from feature_store.stores.online.plain import PlainOnline
-from feature_store.stores.online.staircase import Base
 from feature_store.stores.online.status import Status
 from feature_store.stores.online.store import OnlineStore
 from feature_store.stores.online.values import from_arrow
-from feature_store.stores.online.windowed import Appended, WindowedOnline, WindowedRead
+from feature_store.stores.online.view import ViewRead
+from feature_store.stores.online.windowed import WindowedOnline
 from feature_store.testing import Mismatch, assert_features_equal, mismatches
 from feature_store.testing.event_logs import (
     ANCHORS,
@@ -63,6 +70,7 @@ from feature_store.testing.views import (
     windowed,
 )
 from feature_store.timestamps import BEGINNING, DAY, END, HOUR, MINUTE, SECOND
+from tests.redis_fixtures import config_of
 
 #: How many times as many examples to try. At 1 every run tries the same ones; above it they are drawn anew.
 MORE = int(os.environ.get("ISOCHRON_EXAMPLES", "1"))
@@ -91,10 +99,13 @@ def far_from_greenwich() -> Iterator[None]:
     tzset()
 
 
-@pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBackend]:
-    """One store file for all examples; each takes a project of its own."""
-    opened = EmbeddedBackend(tmp_path_factory.mktemp("online"))
+@pytest.fixture(scope="module", params=["embedded", "redis"])
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """One store for all examples; each takes a project of its own."""
+    if request.param == "embedded":
+        opened = open_backend(OnlineConfig(path=tmp_path_factory.mktemp("online")))
+    else:
+        opened = open_backend(config_of(request.getfixturevalue("redis_single")))
     yield opened
     opened.close()
 
@@ -135,17 +146,16 @@ class Stream:
 
     def __init__(
         self,
-        backend: EmbeddedBackend,
+        backend: Backend,
         view: WindowedView,
         log: Log,
         *,
         clock: int = NOON,
         settle: int = MINUTE,
-        make: Callable[..., WindowedOnline] = WindowedOnline,
         flags: bool = True,
         early: bool = False,
     ) -> None:
-        self.online = make(backend, project(), view, settle)
+        self.online = WindowedOnline(backend, project(), view, settle)
         self.view, self.log, self.clock, self.settle, self.flags = view, log, clock, settle, flags
         self.lag = 0 if early else settle
         self.folded: list[LogRow] = []
@@ -160,7 +170,7 @@ class Stream:
     def bootstrap(self, rows: Sequence[LogRow]) -> None:
         log = self.log.subset(rows)
         start = self.view.reach(self.clock - self.settle)
-        self.online.bootstrap(event_log(self.view, log, start), self.clock, END)
+        bootstrap(self.online, event_log(self.view, log, start), self.clock, END)
         self.folded, self.appended = list(rows), []
         self.ceiling = self.clock - self.lag
 
@@ -168,18 +178,16 @@ class Stream:
         """Fills the view again from what the archive held when the filling began: rows appended `before` the archive
         is read, and whatever `during` the filling appends and reads, is in the store alone.
         """
-        begun, archived, now = self.online.begin(), self.log.subset(self.folded), self.clock
+        begun, archived, now = self.online.generations.begin(), self.log.subset(self.folded), self.clock
         self.append(before)
         log = event_log(self.view, archived, self.view.reach(now - self.settle))
-        self.online.bootstrap(log, now, END, lambda done, of: during(), begun)
+        bootstrap(self.online, log, now, END, lambda done, of: during(), begun)
         self.ceiling = now - self.lag
 
     def append(self, rows: Sequence[LogRow], repeat: int = 0) -> Appended:
         """Appends rows, the last `repeat` of those appended before once more in front of them."""
         again = self.appended[len(self.appended) - repeat :] if repeat else []
-        admitted = admit(self.view, self.log.table(rows=[*again, *rows]), self.clock)
-        with self.online.backend.writing() as txn:
-            done = self.online.append(txn, admitted.keys, admitted.events, self.clock, 0, self.next - len(again))
+        done = self.offer([*again, *rows], Position(0, self.next - len(again)))
         self.next += len(rows)
         self.appended += rows
         self.folded += rows
@@ -187,15 +195,16 @@ class Stream:
         assert done == Appended(len(rows), len(again), self.next)
         return done
 
+    def offer(self, rows: Sequence[LogRow], position: Position) -> Appended:
+        """Appends rows at a position of the log."""
+        admitted = admit(self.view, self.log.table(rows=rows), self.clock)
+        return append([Batch(self.online, admitted.keys, admitted.events)], self.clock, position)[0]
+
     # -- reading
 
-    def read(self, asked: Sequence[tuple[tuple[Any, ...] | None, int]], names: Sequence[str] = ()) -> WindowedRead:
-        with self.online.backend.reading() as txn:
-            return self.read_in(txn, asked, names)
-
-    def read_in(self, txn: Snapshot, asked: Sequence[tuple], names: Sequence[str] = ()) -> WindowedRead:
+    def read(self, asked: Sequence[tuple[tuple[Any, ...] | None, int]], names: Sequence[str] = ()) -> ViewRead:
         entities = [encoded(self.view, entity) for entity, _ in asked]
-        return self.online.read(txn, names or self.names, entities, np.array([t for _, t in asked], np.int64))
+        return self.online.read(names or self.names, entities, np.array([t for _, t in asked], np.int64))
 
     @property
     def names(self) -> list[str]:
@@ -221,7 +230,7 @@ class Stream:
             folded=lambda name, row: inside(events[row], self.view.aggregation(name), times[row]),
         )
 
-    def _check_beside(self, asked: Sequence[tuple], read: WindowedRead) -> None:
+    def _check_beside(self, asked: Sequence[tuple], read: ViewRead) -> None:
         """No time is refused that must be exact; entities never seen are unknown; positions are those appended."""
         assert not self.flags or read.exact_from.max(initial=BEGINNING) <= self.ceiling
         seen = {row.keys for row in self.folded}
@@ -307,13 +316,13 @@ class Play:
 def compacting(rows: int, longest: int = 1_024) -> Iterator[None]:
     """Heads are compacted beyond so many rows, and settle early beyond `longest` past ones."""
     with (
-        mock.patch.object(windowed_module, "COMPACT_ROWS", rows),
-        mock.patch.object(windowed_module, "LONGEST_HEAD", longest),
+        mock.patch.object(appending_module, "COMPACT_ROWS", rows),
+        mock.patch.object(appending_module, "LONGEST_HEAD", longest),
     ):
         yield
 
 
-def stream_over(backend: EmbeddedBackend, aggregations: Sequence[Any], keys: Sequence[Field], **how: Any) -> Stream:
+def stream_over(backend: Backend, aggregations: Sequence[Any], keys: Sequence[Field], **how: Any) -> Stream:
     columns = {a.column: COLUMNS[a.column] for a in aggregations if a.column != "*"}
     log = Log(tuple(keys), columns, ())
     return Stream(backend, windowed(aggregations, keys, Layout().source(log)), log, **how)
@@ -331,7 +340,7 @@ def stream_over(backend: EmbeddedBackend, aggregations: Sequence[Any], keys: Seq
     settle=st.sampled_from([MINUTE, SECOND, 0]),
 )
 def test_every_read_between_writes_equals_the_reference_or_is_flagged(
-    backend: EmbeddedBackend, aggregations: tuple, keys: tuple, rng: random.Random, compact: int, settle: int
+    backend: Backend, aggregations: tuple, keys: tuple, rng: random.Random, compact: int, settle: int
 ) -> None:
     stream = stream_over(backend, aggregations, keys, settle=settle)
     with compacting(compact):
@@ -345,7 +354,7 @@ LONG_WINDOWS = ((HOUR, 5 * MINUTE), (DAY, HOUR), (3 * DAY, 12 * HOUR), (30 * DAY
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_reads_over_many_compactions_equal_the_reference(backend: EmbeddedBackend, seed: int) -> None:
+def test_reads_over_many_compactions_equal_the_reference(backend: Backend, seed: int) -> None:
     """Enough events an entity for dozens of compactions; windows whose hops coarsen with age, and one without end."""
     rng = random.Random(seed)
     windows = rng.sample(WINDOWS if seed % 2 else LONG_WINDOWS, 3)
@@ -358,7 +367,7 @@ def test_reads_over_many_compactions_equal_the_reference(backend: EmbeddedBacken
     stream.check()
 
 
-def test_a_long_head_settles_up_to_the_clock_and_never_beyond(backend: EmbeddedBackend) -> None:
+def test_a_long_head_settles_up_to_the_clock_and_never_beyond(backend: Backend) -> None:
     stream = stream_over(backend, [aggregation("count", "*", 10 * SECOND, SECOND, name="n")], KEY)
     with compacting(3, longest=3):
         stream.bootstrap([])
@@ -372,7 +381,7 @@ def test_a_long_head_settles_up_to_the_clock_and_never_beyond(backend: EmbeddedB
 #   event              . e
 #   tiles              [--------------  all times of a hop look alike: e counts for a reader before it
 #   raw head             [------------  e counts from one microsecond after itself
-def test_reads_within_a_hop_of_an_event_do_not_see_the_future(backend: EmbeddedBackend) -> None:
+def test_reads_within_a_hop_of_an_event_do_not_see_the_future(backend: Backend) -> None:
     stream = stream_over(backend, [aggregation("count", "*", HOUR, 5 * MINUTE, name="n")], KEY)
     stream.bootstrap([LogRow((1,), NOON - 30 * SECOND, None, {})])
     stream.append([LogRow((1,), NOON + shift, None, {}) for shift in (-1, 0, 1, HOUR)])
@@ -383,29 +392,38 @@ def test_reads_within_a_hop_of_an_event_do_not_see_the_future(backend: EmbeddedB
     stream.check()
 
 
-class SettlesAtOnce(WindowedOnline):
+@contextlib.contextmanager
+def settling_at_once() -> Iterator[None]:
     """A store without a raw head: every event goes into the staircase at once, whatever its time. It must be caught."""
 
-    def _fold(self, events: Events, exact_from: int) -> tuple[list[Base], list[bytes]]:
-        bases = self._codec.build(events, exact_from)
-        return bases, [b""] * len(bases)
+    def split(events: Events, cut: int) -> tuple[Events, Events]:
+        return filling_module._only(events, np.ones(len(events.times), bool)), filling_module._only(
+            events, np.zeros(len(events.times), bool)
+        )
 
-    def _extend(self, txn: Transaction, space: Keyspace, entity: bytes, rows: bytes, now: int) -> None:
-        stored = txn.get(space.entity(b"S", entity))
-        base = self._codec.decode(stored) if stored else None
-        merged = self._codec.merge(base, self._head.events([rows]), base.exact_from if base else now - self.settle)
-        txn.put(space.entity(b"S", entity), self._codec.encode(merged))
+    def compaction(online: WindowedOnline, now: int, head: bytes, stairs: bytes, rows: bytes, *held: Any) -> Write:
+        base = online.codec.decode(held[0]) if held[0] else None
+        merged = online.builder.merge(base, online.head.events([rows]), base.exact_from if base else now - MINUTE)
+        return Write([], [("S", stairs, online.codec.encode(merged)), ("D", head, b"")])
+
+    with (
+        mock.patch.object(filling_module, "_split", split),
+        mock.patch.object(appending_module, "_compaction", compaction),
+        compacting(1),
+    ):
+        yield
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_store_without_a_raw_head_is_caught(backend: EmbeddedBackend, seed: int) -> None:
-    def play(make: Callable[..., WindowedOnline], flags: bool) -> Stream:
+def test_a_store_without_a_raw_head_is_caught(backend: Backend, seed: int) -> None:
+    def play(flags: bool) -> Stream:
         aggregations = every_aggregation([(HOUR, 5 * MINUTE)], {"real": ValueType.FLOAT64})
-        stream = stream_over(backend, aggregations, KEY, make=make, flags=flags)
+        stream = stream_over(backend, aggregations, KEY, flags=flags)
         return Play(random.Random(seed), stream).run(rounds=8, batch=4, reads=6)
 
-    play(WindowedOnline, flags=True).check()
-    assert len(play(SettlesAtOnce, flags=False).found) > 0
+    play(flags=True).check()
+    with settling_at_once():
+        assert len(play(flags=False).found) > 0
 
 
 # -- bootstrap --------------------------------------------------------------------------------------------------------
@@ -419,7 +437,7 @@ def test_a_store_without_a_raw_head_is_caught(backend: EmbeddedBackend, seed: in
     compact=st.integers(0, 5),
 )
 def test_bootstrap_to_a_cut_and_the_rest_appended_equals_bootstrap_of_all(
-    backend: EmbeddedBackend, aggregations: tuple, keys: tuple, rng: random.Random, compact: int
+    backend: Backend, aggregations: tuple, keys: tuple, rng: random.Random, compact: int
 ) -> None:
     parts, whole = (stream_over(backend, aggregations, keys) for _ in range(2))
     play = Play(rng, parts)
@@ -446,7 +464,7 @@ def test_bootstrap_to_a_cut_and_the_rest_appended_equals_bootstrap_of_all(
 @examples(15)
 @given(aggregations=aggregation_sets(most=4), rng=st.randoms(use_true_random=False))
 def test_a_time_before_what_the_store_holds_is_answered_from_history_or_refused(
-    backend: EmbeddedBackend, aggregations: tuple, rng: random.Random
+    backend: Backend, aggregations: tuple, rng: random.Random
 ) -> None:
     stream = stream_over(backend, aggregations, KEY)
     play = Play(rng, stream)
@@ -477,7 +495,7 @@ def test_a_time_before_what_the_store_holds_is_answered_from_history_or_refused(
         assert Prepared(request, store).read(entities, as_of).to_dict() == answer.to_dict()
 
 
-def counting(backend: EmbeddedBackend, **how: Any) -> Stream:
+def counting(backend: Backend, **how: Any) -> Stream:
     """A stream that counts and remembers, over one window and all of history."""
     aggregations = [
         aggregation("count", "*", name="all"),
@@ -491,12 +509,12 @@ def at(time: int, customer: int = 1, whole: int = 0) -> LogRow:
     return LogRow((customer,), time, None, {"whole": whole})
 
 
-def contents(backend: EmbeddedBackend) -> dict[bytes, bytes]:
-    with backend.reading() as txn:
-        return dict(txn.scan(b""))
+def contents(backend: Backend) -> dict[bytes, bytes | None]:
+    keys = sorted(set(backend.scan(b"")))
+    return dict(zip(keys, backend.get(keys), strict=True))
 
 
-def test_a_position_applied_twice_changes_nothing(backend: EmbeddedBackend) -> None:
+def test_a_position_applied_twice_changes_nothing(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([at(NOON - HOUR)])
     stream.append([at(NOON - 3), at(NOON - 2, 2), at(NOON - 1, 111)])
@@ -509,53 +527,78 @@ def test_a_position_applied_twice_changes_nothing(backend: EmbeddedBackend) -> N
     stream.check()
 
 
-def test_a_gap_is_refused_and_leaves_the_state_unchanged(backend: EmbeddedBackend) -> None:
+def test_a_gap_is_refused_and_leaves_the_state_unchanged(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
     stream.append([at(NOON - 2), at(NOON - 1)])
     before = contents(backend)
-    rows = admit(stream.view, stream.log.table(rows=[at(NOON)]), NOON)
-    with (
-        pytest.raises(PositionGap, match=r"view 'view', partition 0: offset 3 was offered but 2 is next"),
-        backend.writing() as txn,
-    ):
-        stream.online.append(txn, rows.keys, rows.events, NOON, 0, 3)
-    with pytest.raises(PositionGap), backend.writing() as txn:
-        stream.online.append(txn, rows.keys, rows.events, NOON, 0, 2, epoch=1)
+    with pytest.raises(PositionGap, match=r"view 'view', partition 0: offset 3 was offered but 2 is next"):
+        stream.offer([at(NOON)], Position(0, 3))
+    with pytest.raises(PositionGap):
+        stream.offer([at(NOON)], Position(0, 2, epoch=1))
     assert contents(backend) == before
 
 
-def test_partitions_have_positions_of_their_own(backend: EmbeddedBackend) -> None:
+def test_partitions_have_positions_of_their_own(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
-    rows = admit(stream.view, stream.log.table(rows=[at(NOON - 2), at(NOON - 1)]), NOON)
-    with backend.writing() as txn:
-        done = [stream.online.append(txn, rows.keys, rows.events, NOON, p, o) for p, o in ((0, 0), (7, 40), (7, 40))]
-        done.append(stream.online.append(txn, rows.keys, rows.events, NOON, 7, None))
+    rows = [at(NOON - 2), at(NOON - 1)]
+    done = [stream.offer(rows, Position(p, o)) for p, o in ((0, 0), (7, 40), (7, 40), (7, None))]
     assert done == [Appended(2, 0, 2), Appended(2, 0, 42), Appended(0, 2, 42), Appended(2, 0, 44)]
     read = stream.read([((1,), NOON)])
     assert read.values["all"].to_pylist() == [6]
     assert read.positions == [{0: (0, 2), 7: (0, 44)}]
 
 
-def test_a_batch_that_fails_half_way_leaves_the_state_unchanged(backend: EmbeddedBackend) -> None:
+def test_an_embedded_batch_that_fails_half_way_leaves_the_state_unchanged(tmp_path: Path) -> None:
+    backend = EmbeddedBackend(tmp_path)
     stream = counting(backend)
     stream.bootstrap([at(NOON - HOUR)])
     before = contents(backend)
-    rows = admit(stream.view, stream.log.table(rows=[at(NOON - 2), at(NOON - 1, 2)]), NOON)
-    with contextlib.suppress(ZeroDivisionError), backend.writing() as txn:
-        stream.online.append(txn, rows.keys, rows.events, NOON, 0, 0)
-        raise ZeroDivisionError
+    done: list[Any] = []
+
+    def fail(transaction: Any, change: Any) -> int:
+        done.append(change)
+        return 1 // (3 - len(done))
+
+    with mock.patch.object(embedded_module, "_change", fail), pytest.raises(ZeroDivisionError):
+        stream.append([at(NOON - 2), at(NOON - 1, 2)])
     assert contents(backend) == before
+    backend.close()
 
 
-def test_a_missing_bucket_is_not_ready_and_never_zeros(backend: EmbeddedBackend) -> None:
+@pytest.mark.parametrize("written", range(4))
+def test_a_batch_that_fails_half_way_is_finished_by_offering_it_again(backend: Backend, written: int) -> None:
+    """On Redis buckets are written one by one: those that are done know it, whatever was written of the others."""
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - HOUR)])
+    apply, left = type(backend).apply, [written]
+
+    def fail(self: Backend, writes: Sequence[Write], once: bool = False) -> Any:
+        if self.together or len(writes) <= left[0]:
+            left[0] -= 1 if self.together else len(writes)
+            if left[0] >= 0:
+                return apply(self, writes, once)  # type: ignore[arg-type]
+        else:
+            apply(self, writes[: left[0]], once)  # type: ignore[arg-type]
+        raise StoreUnavailable("here", "went away", "wait for it")
+
+    rows = [at(NOON - 2), at(NOON - 1, 2), at(NOON - 1, 111)]
+    with mock.patch.object(type(backend), "apply", fail), contextlib.suppress(StoreUnavailable):
+        stream.offer(rows, Position(0, 0))
+    assert stream.offer(rows, Position(0, 0)).next == 3
+    assert stream.offer(rows, Position(0, 0)) == Appended(0, 3, 3)
+    stream.folded += rows
+    stream.judge([((c,), NOON + later) for c in (1, 2, 111) for later in (0, HOUR)])
+    stream.check()
+
+
+def test_a_missing_bucket_is_not_ready_and_never_zeros(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([at(NOON - 1, 1), at(NOON - 1, 2)])
     space = Keyspace(stream.online.project, "view", 1)
     key = encoded(stream.view, (1,)) or b""
-    with backend.writing() as txn:
-        txn.delete(space.bucket(bucket_of(key)))
+    backend.delete(iter([space.bucket(bucket_of(key))]))
     with pytest.raises(StoreNotReady, match=rf"view 'view': bucket {bucket_of(key)} is missing"):
         stream.read([((1,), NOON)])
     with pytest.raises(StoreNotReady, match="is missing"):
@@ -563,30 +606,37 @@ def test_a_missing_bucket_is_not_ready_and_never_zeros(backend: EmbeddedBackend)
     assert stream.read([((2,), NOON)]).values["all"].to_pylist() == [1]
 
 
-def test_a_store_never_filled_or_filled_for_another_definition_is_not_ready(backend: EmbeddedBackend) -> None:
+def test_a_store_never_filled_or_filled_for_another_definition_is_not_ready(backend: Backend) -> None:
     stream = counting(backend)
     with pytest.raises(StoreNotReady, match="never filled"):
         stream.read([((1,), NOON)])
     stream.bootstrap([at(NOON - 1)])
     other = windowed(stream.view.aggregations[:1], KEY, stream.view.source)
-    with pytest.raises(StoreNotReady, match="another definition"), backend.reading() as txn:
-        WindowedOnline(backend, stream.online.project, other).read(txn, ["all"], [b""], np.array([NOON]))
+    with pytest.raises(StoreNotReady, match="another definition"):
+        WindowedOnline(backend, stream.online.project, other).read(["all"], [b""], np.array([NOON]))
 
 
-def test_a_reader_keeps_its_snapshot_while_the_view_is_filled_again(backend: EmbeddedBackend) -> None:
+def test_a_reader_keeps_its_snapshot_while_the_view_is_filled_again(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([at(NOON - 1)])
     stream.append([at(NOON - 2)])
-    with backend.reading() as held:
-        assert stream.read_in(held, [((1,), NOON)]).values["all"].to_pylist() == [2]
-        stream.bootstrap([at(NOON - i, whole=i) for i in range(1, 6)])
-        assert stream.read_in(held, [((1,), NOON)]).values["all"].to_pylist() == [2]
-        assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [5]
+    lookup = stream.online.look_up([encoded(stream.view, (1,))])
+    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
+    lookup = stream.online.look_up([encoded(stream.view, (1,))])
+    before = backend.get(lookup.keys)
+    stream.bootstrap([at(NOON - i, whole=i) for i in range(1, 6)])
+    # What was fetched before is answered; what is fetched now by keys of before is looked up again.
+    assert lookup.answer(["all"], before, np.array([NOON])).values["all"].to_pylist() == [2]
+    following = lookup.again(backend.get(lookup.keys))
+    assert following is not None
+    assert following.again(found := backend.get(following.keys)) is None
+    assert following.answer(["all"], found, np.array([NOON])).values["all"].to_pylist() == [5]
+    assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [5]
     stream.judge([((1,), NOON), ((1,), NOON + HOUR)])
     stream.check()
 
 
-def test_a_view_without_keys_can_be_filled_from_an_empty_log(backend: EmbeddedBackend) -> None:
+def test_a_view_without_keys_can_be_filled_from_an_empty_log(backend: Backend) -> None:
     stream = stream_over(backend, [aggregation("count", "*", name="n")], ())
     stream.bootstrap([])
     assert stream.read([((), NOON)]).values["n"].to_pylist() == [0]
@@ -594,33 +644,31 @@ def test_a_view_without_keys_can_be_filled_from_an_empty_log(backend: EmbeddedBa
     assert stream.read([((), NOON)]).values["n"].to_pylist() == [1]
 
 
-def test_a_read_of_no_entities_is_empty(backend: EmbeddedBackend) -> None:
+def test_a_read_of_no_entities_is_empty(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
     assert stream.read([]).values["all"].to_pylist() == []
 
 
-def test_events_folded_by_a_bootstrap_are_not_counted_again_from_the_stream(backend: EmbeddedBackend) -> None:
+def test_events_folded_by_a_bootstrap_are_not_counted_again_from_the_stream(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
     rows = [at(NOON - 2), at(NOON - 1)]
     stream.append(rows)
     stream.bootstrap(rows)  # the archive holds what was appended
-    admitted = admit(stream.view, stream.log.table(rows=rows), NOON)
-    with backend.writing() as txn:
-        stream.online.append(txn, admitted.keys, admitted.events, NOON, 0, 0)
+    stream.offer(rows, Position(0, 0))
     assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
 
 
-def test_events_appended_during_a_bootstrap_are_kept(backend: EmbeddedBackend) -> None:
+def test_events_appended_during_a_bootstrap_are_kept(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([at(NOON - 3)])
     log = event_log(stream.view, stream.log.subset([at(NOON - 3)]), None)
-    stream.online.bootstrap(log, NOON, END, lambda done, of: stream.append([at(NOON - 2)]) and None)
+    bootstrap(stream.online, log, NOON, END, lambda done, of: stream.append([at(NOON - 2)]) and None)
     assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [2]
 
 
-def test_an_older_generation_leaves_nothing_behind(backend: EmbeddedBackend) -> None:
+def test_an_older_generation_leaves_nothing_behind(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([at(NOON - HOUR, c) for c in range(20)] + [at(NOON, c) for c in range(20)])
     kept = len(contents(backend))
@@ -629,7 +677,7 @@ def test_an_older_generation_leaves_nothing_behind(backend: EmbeddedBackend) -> 
         assert len(contents(backend)) == kept
 
 
-def test_a_bootstrap_that_fails_leaves_what_was_there(backend: EmbeddedBackend) -> None:
+def test_a_bootstrap_that_fails_leaves_what_was_there(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([at(NOON - 1)])
 
@@ -638,7 +686,7 @@ def test_a_bootstrap_that_fails_leaves_what_was_there(backend: EmbeddedBackend) 
 
     log = event_log(stream.view, stream.log.subset([at(NOON - 5), at(NOON - 4)]), None)
     with pytest.raises(KeyboardInterrupt):
-        stream.online.bootstrap(log, NOON, END, stop)
+        bootstrap(stream.online, log, NOON, END, stop)
     assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [1]
     stream.bootstrap([at(NOON - 3, 2)])
     assert stream.read([((1,), NOON), ((2,), NOON)]).values["all"].to_pylist() == [0, 1]
@@ -687,11 +735,8 @@ def test_projects_and_views_with_alike_names_do_not_touch_each_other(tmp_path: P
         else:
             rows = names.index((in_project, name)) + 1
             assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [rows]
-    with backend.reading() as txn:
-        assert not [key for key, _ in txn.scan(b"") if b"\x05fraud" in key]
-        read = (
-            OnlineStore(backend, "antifraud").plain(plain).read(txn, ["whole"], [encoded(plain, (1,))], np.array([9]))
-        )
+    assert not [key for key in backend.scan(b"") if b"\x05fraud" in key]
+    read = OnlineStore(backend, "antifraud").plain(plain).read(["whole"], [encoded(plain, (1,))], np.array([9]))
     assert read.values["whole"].to_pylist() == [1]
     backend.close()
 
@@ -758,8 +803,7 @@ def plain_rows(draw: st.DrawFn, view: PlainView, most: int = 16) -> list[PlainRo
 def read_plain(online: PlainOnline, asked: Sequence[tuple[int | None, int]]) -> Any:
     names = [f.name for f in online.view.features]
     entities = [encoded(online.view, None if c is None else (c,)) for c, _ in asked]
-    with online.backend.reading() as txn:
-        return online.read(txn, names, entities, np.array([t for _, t in asked], np.int64))
+    return online.read(names, entities, np.array([t for _, t in asked], np.int64))
 
 
 plain_names = st.lists(st.sampled_from(sorted(PLAIN)), min_size=1, max_size=4, unique=True)
@@ -769,7 +813,7 @@ ttls = st.sampled_from([0, 0, SECOND, HOUR])
 @examples(70)
 @given(names=plain_names, ttl=ttls, data=st.data())
 def test_plain_reads_between_writes_equal_the_as_of_join_by_hand_or_are_flagged(
-    backend: EmbeddedBackend, names: list[str], ttl: int, data: st.DataObject
+    backend: Backend, names: list[str], ttl: int, data: st.DataObject
 ) -> None:
     view = plain_view(names, ttl)
     online = PlainOnline(backend, project(), view)
@@ -784,7 +828,8 @@ def test_plain_reads_between_writes_equal_the_as_of_join_by_hand_or_are_flagged(
         asked = [(customer, t) for customer in (1, 2, 3, None) for t in times]
         read = read_plain(online, asked)
         past = [(c, t) for c, t, _, _ in rows[:written] if t <= clock]
-        exact = [i for i, (_, t) in enumerate(asked) if t >= read.exact_from[i]]
+        from_when = [BEGINNING] * len(asked) if read.exact_from is None else read.exact_from.tolist()
+        exact = [i for i, (_, t) in enumerate(asked) if t >= from_when[i]]
         for i, (customer, t) in enumerate(asked):
             if i not in exact:
                 assert t < max((time for c, time in past if c == customer), default=END), "flagged though it is known"
@@ -792,7 +837,7 @@ def test_plain_reads_between_writes_equal_the_as_of_join_by_hand_or_are_flagged(
         expected = pa.table({f.name: values_array([v and v[f.name] for v, _ in found], f.type) for f in view.features})
         taken = pa.table({n: a.take(pa.array(exact, pa.int64())) for n, a in read.values.items()})
         assert_features_equal(taken, expected)
-        assert [read.statuses[i] for i in exact] == [status for _, status in found]
+        assert [read.statuses[i] if read.statuses else None for i in exact] == [status for _, status in found]
         clock += data.draw(st.sampled_from([0, 1, 2, SECOND, HOUR]))
 
 
@@ -810,7 +855,7 @@ def plain_truth(
 @examples(40)
 @given(names=plain_names, ttl=ttls, data=st.data(), seed=st.integers(0, 99))
 def test_order_and_batches_of_writes_do_not_matter_and_history_says_the_same(
-    backend: EmbeddedBackend, names: list[str], ttl: int, data: st.DataObject, seed: int
+    backend: Backend, names: list[str], ttl: int, data: st.DataObject, seed: int
 ) -> None:
     view = plain_view(names, ttl)
     rows = data.draw(plain_rows(view))
@@ -823,7 +868,7 @@ def test_order_and_batches_of_writes_do_not_matter_and_history_says_the_same(
     asked = [(customer, NOON + later) for customer in (1, 2, 3) for later in (0, 1, SECOND, HOUR - 1, HOUR, DAY)]
     reads = [read_plain(online, asked) for online in (one, other)]
     assert reads[0].statuses == reads[1].statuses
-    assert reads[0].event_times == reads[1].event_times
+    assert reads[0].event_times.tolist() == reads[1].event_times.tolist()
     first, second = (pa.table(read.values) for read in reads)
     assert_features_equal(first, second)
     log = Log(KEY, plain_types(view), tuple(LogRow((c,), t, created, v) for c, t, created, v in rows))
@@ -845,7 +890,7 @@ def plain_types(view: PlainView) -> dict[str, ValueType]:
     return {f.name: f.type for f in view.features}
 
 
-def test_plain_statuses_say_present_null_not_found_and_too_old(backend: EmbeddedBackend) -> None:
+def test_plain_statuses_say_present_null_not_found_and_too_old(backend: Backend) -> None:
     view = plain_view(["whole"], ttl=HOUR)
     store = OnlineStore(backend, project())
     store.plain(view).write(plain_table(view, [(1, NOON, None, {"whole": 5}), (2, NOON, None, {"whole": None})]), NOON)
@@ -859,12 +904,11 @@ def test_plain_statuses_say_present_null_not_found_and_too_old(backend: Embedded
         Prepared(request, store).read({"customer": [1]}, NOON - 1)
 
 
-def test_a_missing_bucket_of_a_plain_view_is_not_ready(backend: EmbeddedBackend) -> None:
+def test_a_missing_bucket_of_a_plain_view_is_not_ready(backend: Backend) -> None:
     view = plain_view(["whole"])
     online = PlainOnline(backend, project(), view)
     online.write(plain_table(view, [(1, NOON, None, {"whole": 5})]), NOON)
-    with backend.writing() as txn:
-        txn.delete(Keyspace(online.project, "plain", 1).bucket(bucket_of(encoded(view, (1,)) or b"")))
+    backend.delete(iter([Keyspace(online.project, "plain", 1).bucket(bucket_of(encoded(view, (1,)) or b""))]))
     with pytest.raises(StoreNotReady, match="is missing"):
         read_plain(online, [(1, NOON)])
 
@@ -878,7 +922,7 @@ def wrong(reason: str, raises: type[Exception] = AssertionError) -> pytest.MarkD
 
 
 @pytest.mark.parametrize("values", [([None], [1.0]), ([1.0, None], [1.0, 2.0])])
-def test_a_tie_of_lists_with_nulls_has_one_winner(backend: EmbeddedBackend, values: tuple) -> None:
+def test_a_tie_of_lists_with_nulls_has_one_winner(backend: Backend, values: tuple) -> None:
     view = plain_view(["many"])
     rows = [(1, NOON, None, {"many": v}) for v in values]
     online = PlainOnline(backend, project(), view)
@@ -891,7 +935,7 @@ def test_a_tie_of_lists_with_nulls_has_one_winner(backend: EmbeddedBackend, valu
 
 
 @wrong("ties compare values in the order of declaration online, in that of names in history")
-def test_the_order_in_which_features_are_declared_decides_nothing(backend: EmbeddedBackend) -> None:
+def test_the_order_in_which_features_are_declared_decides_nothing(backend: Backend) -> None:
     rows = [(1, NOON, None, {"b": 9, "a": 1}), (1, NOON, None, {"b": 3, "a": 2})]
     found = []
     for names in ("ab", "ba"):
@@ -906,30 +950,31 @@ def test_the_order_in_which_features_are_declared_decides_nothing(backend: Embed
 #   written by a clock at 150          120  -> 105 is forgotten, for 120 replaced it
 #   written by a clock at  90     100       -> waits, and answers times from 100 to 120 that 105 should answer
 @wrong("a writer whose clock is behind leaves a waiting row before one that replaced others: reads between are guessed")
-def test_a_writer_whose_clock_is_behind_makes_no_read_wrong(backend: EmbeddedBackend) -> None:
+def test_a_writer_whose_clock_is_behind_makes_no_read_wrong(backend: Backend) -> None:
     view = plain_view(["whole"])
     online = PlainOnline(backend, project(), view)
     online.write(plain_table(view, [(1, NOON + s, None, {"whole": s}) for s in (105, 120)]), NOON + 150)
     online.write(plain_table(view, [(1, NOON + 100, None, {"whole": 100})]), NOON + 90)
     read = read_plain(online, [(1, NOON + 110)])
-    assert read.exact_from[0] > NOON + 110 or read.values["whole"].to_pylist() == [105]
+    refused = read.exact_from is not None and read.exact_from[0] > NOON + 110
+    assert refused or read.values["whole"].to_pylist() == [105]
 
 
 #   the writer of the archive and the store:   begin ... append to store, append to archive ... read archive
 @wrong("what is appended after a filling began, and archived before the archive is read, is counted twice")
-def test_events_archived_while_a_bootstrap_begins_are_counted_once(backend: EmbeddedBackend) -> None:
+def test_events_archived_while_a_bootstrap_begins_are_counted_once(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
-    begun = stream.online.begin()
+    begun = stream.online.generations.begin()
     stream.append([at(NOON - 2)])
     log = event_log(stream.view, stream.log.subset([at(NOON - 2)]), None)
-    stream.online.bootstrap(log, NOON, END, None, begun)
+    bootstrap(stream.online, log, NOON, END, None, begun)
     assert stream.read([((1,), NOON)]).values["all"].to_pylist() == [1]
 
 
 #   the archive lags:   append position 0, fill from an archive without it, offer position 0 again
 @wrong("positions carry over to a state that does not hold their events: offered again, they are taken for repeated")
-def test_a_position_is_covered_only_by_a_state_that_holds_its_event(backend: EmbeddedBackend) -> None:
+def test_a_position_is_covered_only_by_a_state_that_holds_its_event(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
     stream.append([at(NOON - 2)])
@@ -939,13 +984,12 @@ def test_a_position_is_covered_only_by_a_state_that_holds_its_event(backend: Emb
 
 
 @wrong("appends go on into a generation that was begun and never finished; nothing compacts its heads")
-def test_a_bootstrap_that_died_costs_later_appends_nothing(backend: EmbeddedBackend) -> None:
+def test_a_bootstrap_that_died_costs_later_appends_nothing(backend: Backend) -> None:
     stream = counting(backend)
     stream.bootstrap([])
-    stream.online.begin()
+    stream.online.generations.begin()
     for i in range(300):
         stream.clock = NOON + i * SECOND
         stream.append([at(stream.clock)])
-    with backend.reading() as txn:
-        heads = [value for _, value in txn.scan(Keyspace(stream.online.project, "view", 1).every_generation(b"H"))]
-    assert sum(map(len, heads)) < 200 * 25
+    heads = backend.get(list(backend.scan(Keyspace(stream.online.project, "view", 1).every_generation(b"H"))))
+    assert sum(map(len, heads)) < 200 * 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,11 +14,13 @@ from feature_store.stores.online.keys import (
     BUCKETS,
     KINDS,
     LONGEST_KEY,
+    TAG_LENGTH,
     Keyspace,
     bucket_of,
     entity_key,
     generation_key,
-    project_prefixes,
+    integer_keys,
+    project_tails,
 )
 
 SETTINGS = settings(max_examples=200, derandomize=True, deadline=None)
@@ -53,15 +56,42 @@ def test_integers_scan_in_their_order() -> None:
 def test_no_space_covers_the_keys_of_another(p1: str, v1: str, p2: str, v2: str, g1: int, g2: int) -> None:
     one, other = Keyspace(p1, v1, g1), Keyspace(p2, v2, g2)
     for kind in KINDS:
+        theirs = other.entity(kind, b"x")[TAG_LENGTH:]
         if one != other:
-            assert not other.entity(kind, b"x").startswith(one.prefix(kind))
+            assert not theirs.startswith(one.tail(kind))
         if (p1, v1) != (p2, v2):
-            assert not other.entity(kind, b"x").startswith(one.every_generation(kind))
+            assert not theirs.startswith(one.every_generation(kind))
             assert generation_key(p1, v1) != generation_key(p2, v2)
         if p1 != p2:
-            assert not any(other.entity(kind, b"x").startswith(prefix) for prefix in project_prefixes(p1))
+            assert not any(theirs.startswith(tail) for tail in project_tails(p1))
     if p1 != p2:
-        assert not any(generation_key(p2, v2).startswith(prefix) for prefix in project_prefixes(p1))
+        assert not any(generation_key(p2, v2)[TAG_LENGTH:].startswith(tail) for tail in project_tails(p1))
+
+
+@SETTINGS
+@given(st.lists(st.integers(-(2**63), 2**63 - 1)))
+def test_keys_of_many_integers_are_those_of_each(numbers: list[int]) -> None:
+    assert integer_keys(np.array(numbers, np.int64)) == [entity_key([n]) for n in numbers]
+
+
+@SETTINGS
+@given(tuples, st.sampled_from(KINDS))
+def test_keys_of_many_entities_are_those_of_each(key: tuple, kind: bytes) -> None:
+    space, entities = Keyspace("p", "v", 1), [entity_key(key), b"x" * 600, b""]
+    buckets = [bucket_of(entity) for entity in entities]
+    assert space.entities(kind, entities, buckets) == [space.entity(kind, entity) for entity in entities]
+    assert space.entities(kind, entities[:1], buckets[:1]) == [space.entity(kind, entities[0])]
+    assert space.number_in(space.entity(kind, entities[0])) == 1
+
+
+def test_all_keys_of_a_bucket_carry_its_tag() -> None:
+    """What Redis Cluster hashes is what stands between the first braces: no name can bring others."""
+    space = Keyspace("}{", "{7b}", 0x7B7D7B7D)
+    for entity in (b"{", b"}", b"{}", entity_key(["{x}"])):
+        for kind in (b"S", b"H", b"P"):
+            key = space.entity(kind, entity)
+            assert key[:TAG_LENGTH] == space.bucket(bucket_of(entity))[:TAG_LENGTH]
+            assert key[: key.index(b"}") + 1] == b"{%02x}" % bucket_of(entity)
 
 
 @SETTINGS
@@ -80,7 +110,7 @@ def test_a_long_key_is_hashed_and_stays_apart() -> None:
     assert len(set(keys)) == 2
     assert all(len(key) <= LONGEST_KEY for key in keys)
     assert keys[0].endswith(b"\xff" + hashlib.blake2b(long[0], digest_size=32).digest())
-    assert keys[0].startswith(space.prefix(b"S") + bytes([bucket_of(long[0])]))
+    assert keys[0].startswith(b"{%02x}" % bucket_of(long[0]) + space.tail(b"S"))
     longest = LONGEST_KEY - len(space.entity(b"S", b""))
     assert space.entity(b"S", b"x" * longest).endswith(b"x" * longest)
     assert not space.entity(b"S", b"x" * (longest + 1)).endswith(b"x")
@@ -92,19 +122,19 @@ def test_a_name_too_long_is_refused_by_its_name() -> None:
     assert generation_key("é" * 60, "v")
 
 
-def test_the_bytes_of_version_1() -> None:
+def test_the_bytes_of_version_2() -> None:
     space = Keyspace("fraud", "card", 258)
     assert entity_key([]).hex() == ""
     assert entity_key([1]).hex() == "698000000000000001"
     assert entity_key([-1]).hex() == "697fffffffffffffff"
     assert entity_key(["1", "11"]).hex() == "7300000001317300000002" + "3131"
     assert entity_key([b"\xff", "é"]).hex() == "6200000001ff7300000002c3a9"
-    assert generation_key("fraud", "card").hex() == "0147056672617564" + "0463617264"
-    assert space.bucket(171).hex() == "0142056672617564" + "0463617264" + "00000102" + "ab"
-    assert space.entity(b"S", entity_key([7])).hex() == (
-        "0153056672617564" + "0463617264" + "00000102" + f"{bucket_of(entity_key([7])):02x}" + "698000000000000007"
+    assert generation_key("fraud", "card") == b"{20}\x02G\x05fraud\x04card"
+    assert space.bucket(171) == b"{ab}\x02B\x05fraud\x04card\x00\x00\x01\x02"
+    assert space.entity(b"S", entity_key([7])) == (
+        b"{%02x}\x02S\x05fraud\x04card\x00\x00\x01\x02i\x80\x00\x00\x00\x00\x00\x00\x07" % bucket_of(entity_key([7]))
     )
-    assert space.prefix(b"P").hex() == "0150056672617564" + "0463617264" + "00000102"
+    assert space.tail(b"P") == b"\x02P\x05fraud\x04card\x00\x00\x01\x02"
 
 
 def test_the_buckets_of_version_1() -> None:

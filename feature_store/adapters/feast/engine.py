@@ -15,14 +15,13 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from feature_store.adapters.feast.compile import compile_view
 from feature_store.adapters.feast.online_store import check_views
+from feature_store.adapters.feast.settings import online_store
 from feature_store.clock import SystemClock
 from feature_store.definitions.view import PlainView
 from feature_store.engines.duckdb.engine import DuckDBEngine
 from feature_store.errors import IsochronError, StoreNotReady
-from feature_store.stores.online.embedded import EmbeddedBackend
+from feature_store.stores.online.filling import bootstrap
 from feature_store.stores.online.plain import PlainOnline
-from feature_store.stores.online.records import generation_of
-from feature_store.stores.online.store import OnlineStore
 from feature_store.stores.online.windowed import WindowedOnline
 from feature_store.timestamps import micros
 
@@ -104,7 +103,7 @@ class IsochronEngine(ComputeEngine):
 
     def _materialize(self, engine: DuckDBEngine, task: MaterializationTask) -> None:
         view = compile_view(task.feature_view)
-        store = OnlineStore(EmbeddedBackend(self._root / self.repo_config.online_store.path), task.project)
+        store = online_store(self.repo_config, task.project)
         start, end = micros(task.start_time), micros(task.end_time)
         now = min(SystemClock().now(), end)
         bar = task.tqdm_builder(1) if task.tqdm_builder else None
@@ -119,8 +118,7 @@ class IsochronEngine(ComputeEngine):
     def _copy(self, engine: DuckDBEngine, online: PlainOnline, start: int, end: int, now: int) -> None:
         """Adds the rows of a time range; what was stored for another definition of the view is replaced whole."""
         try:
-            with online.backend.reading() as txn:
-                generation_of(txn, online.project, online.view)
+            online.generations.current()
         except StoreNotReady:
             online.replace(engine.newest_rows(online.view, None, end, now), now)
         else:
@@ -130,10 +128,10 @@ class IsochronEngine(ComputeEngine):
         """Folds the event log up to `end`, unless what is stored was folded further already: a backfill of older days
         must not take the newer ones away.
         """
-        with contextlib.suppress(StoreNotReady), online.backend.reading() as txn:
-            if generation_of(txn, online.project, online.view).cut > end + 1:
+        with contextlib.suppress(StoreNotReady):
+            if online.generations.current().cut > end + 1:
                 click.echo(f"{online.view.name}: the online store is filled further already; left as it is")
                 return
-        space = online.begin()
+        space = online.generations.begin()
         log = engine.event_log(online.view, online.view.reach(now - online.settle), end + 1)
-        online.bootstrap(log, now, end + 1, space=space)
+        bootstrap(online, log, now, end + 1, space=space)

@@ -28,6 +28,7 @@ from feast.value_type import ValueType as FeastValueType
 from feature_store.adapters.feast.compile import compile_registry, compile_view
 from feature_store.adapters.feast.refusal import Refused, refusing
 from feature_store.adapters.feast.registry import compile_at_exit, definitions_of
+from feature_store.adapters.feast.settings import online_store, root_of
 from feature_store.clock import SystemClock
 from feature_store.config import registry_path
 from feature_store.definitions.repository import Definitions
@@ -35,9 +36,7 @@ from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
 from feature_store.retrieval.online import OnlineFeatures, Prepared
-from feature_store.stores.online.embedded import EmbeddedBackend
 from feature_store.stores.online.plain import CREATED, TIME
-from feature_store.stores.online.store import OnlineStore
 from feature_store.stores.online.values import to_arrow
 from feature_store.timestamps import BEGINNING, SECOND, micros
 
@@ -54,13 +53,22 @@ _FEAST_TYPES = {
 
 
 class IsochronOnlineStoreConfig(FeastConfigBaseModel):
-    """`online_store:` in feature_store.yaml. `path` is the store's folder, from the repository's."""
+    """`online_store:` in feature_store.yaml. `path` is the folder of an embedded store, from the repository's.
+
+    For `backend: redis` the other names are those of Feast's own store: `redis_type`, `connection_string`
+    (`host:port,host:port,db=0,username=...,password=...,ssl=true`) and `sentinel_master`; `timeout` in seconds is how
+    long a request may take, retries included.
+    """
 
     type: Literal["feature_store.adapters.feast.IsochronOnlineStore"] = (
         "feature_store.adapters.feast.IsochronOnlineStore"
     )
-    backend: Literal["embedded"] = "embedded"
+    backend: Literal["embedded", "redis"] = "embedded"
     path: str = "data/online.lmdb"
+    redis_type: Literal["redis", "redis_cluster", "redis_sentinel"] = "redis"
+    connection_string: str = "localhost:6379"
+    sentinel_master: str = "mymaster"
+    timeout: float = 2.0
 
 
 class IsochronOnlineResponse(OnlineResponse):
@@ -138,7 +146,7 @@ class IsochronOnlineStore(FeastOnlineStore):
         fail: views that are gone from the committed registry leave the store when this process ends.
         """
         check_views(tables_to_keep)
-        compile_at_exit(registry_file(config), _store(config))
+        compile_at_exit(registry_file(config), online_store(config))
 
     def plan(self, config: RepoConfig, desired_registry_proto: RegistryProto) -> list[InfraObject]:
         """The whole check, services and on-demand views too: Feast calls this for `feast plan` only."""
@@ -149,7 +157,7 @@ class IsochronOnlineStore(FeastOnlineStore):
 
     def teardown(self, config: RepoConfig, tables: Sequence[FeatureView], entities: Sequence[Entity]) -> None:
         """Deletes this project's values, and no other's."""
-        _store(config).delete_project()
+        online_store(config).delete_project()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -168,7 +176,7 @@ class IsochronOnlineStore(FeastOnlineStore):
         wanted = features.name if isinstance(features, FeatureService) else features
         request = definitions.resolve(wanted, full_feature_names)
         prepared = Prepared(
-            request, _store(config), _history(_root(config), config.offline_store.memory_limit, os.getpid())
+            request, online_store(config), _history(root_of(config), config.offline_store.memory_limit, os.getpid())
         )
         return IsochronOnlineResponse(prepared.read(_columnar(entity_rows), SystemClock().now()))
 
@@ -203,7 +211,7 @@ class IsochronOnlineStore(FeastOnlineStore):
                 f"view '{view.name}' is windowed: its values are folded from events. "
                 "Push the raw events (POST /push, FeatureLayer.append_events), not ready aggregates."
             )
-        _store(config).plain(view).write(_rows(view, data), SystemClock().now())
+        online_store(config).plain(view).write(_rows(view, data), SystemClock().now())
         if progress:
             progress(len(data))
 
@@ -224,11 +232,7 @@ def _check_services(definitions: Definitions) -> None:
 
 def registry_file(config: RepoConfig) -> Path:
     """The registry file of a Feast configuration."""
-    return _root(config) / registry_path(config.registry.path, _root(config) / "feature_store.yaml")
-
-
-def _root(config: RepoConfig) -> Path:
-    return Path(config.repo_path or ".").resolve()
+    return root_of(config) / registry_path(config.registry.path, root_of(config) / "feature_store.yaml")
 
 
 @lru_cache(maxsize=8)
@@ -237,10 +241,6 @@ def _history(root: Path, memory_limit: str | None, process: int) -> DuckDBEngine
     than a read.
     """
     return DuckDBEngine(root, memory_limit)
-
-
-def _store(config: RepoConfig) -> OnlineStore:
-    return OnlineStore(EmbeddedBackend(_root(config) / config.online_store.path), config.project)
 
 
 def _columnar(rows: Any) -> Mapping[str, Sequence[Any]]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
 from feast.repo_config import RepoConfig as FeastConfig
 
-from feature_store.config import RepoConfig
+from feature_store.config import OnlineConfig, RepoConfig, online_config
 from feature_store.errors import SourceError
+from feature_store.stores.online.open import open_backend
+from feature_store.stores.online.store import OnlineStore
 
 
 def root_of(config: FeastConfig) -> Path:
@@ -30,9 +34,20 @@ def engine_config(config: FeastConfig) -> RepoConfig:
         root=root,
         project=config.project,
         registry=root / str(config.registry.path),
-        online_path=root,
+        online=OnlineConfig(path=root),
         memory_limit=offline.memory_limit,
         engine=offline.engine,
         spark_master=offline.spark_master,
         spark_conf=offline.spark_conf,
     )
+
+
+@lru_cache(maxsize=8)
+def _store(online: OnlineConfig, project: str, process: int) -> OnlineStore:
+    return OnlineStore(open_backend(online), project)
+
+
+def online_store(config: FeastConfig, project: str | None = None) -> OnlineStore:
+    """The online store of a configuration, one a place, project and process: what it learns of its views is kept."""
+    settings = online_config(root_of(config), config.online_store.model_dump())
+    return _store(settings, project or config.project, os.getpid())

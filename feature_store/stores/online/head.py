@@ -1,12 +1,12 @@
 """The raw head: rows of recent and future events, appended as they come and folded by whoever reads.
 
-Layout of one row, version 1, little-endian, without padding::
+Layout of one row, version 2, little-endian::
 
-    i64 event time | i64 created time | null bits, one a column, eight a byte | eight bytes a column | text bytes
+    i64 event time | i64 created time | null bits, one a column, in whole 8 bytes | eight bytes a column | text bytes
 
 Columns are the view's aggregated columns in name order. A fixed-width column holds its value (int64 or float64), a
-text column the length of its bytes, which follow the row in the same order. Rows without text have one size, so a
-head is a numpy record array as it lies.
+text column the length of its bytes, which follow the row in the same order. Rows without text have one size of whole
+words, so that many heads are one array of words as they lie.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ class HeadCodec:
 
     @cached_property
     def _dtype(self) -> np.dtype:
-        fields: list[tuple] = [("time", "<i8"), ("created", "<i8"), ("nulls", "u1", ((len(self.types) + 7) // 8,))]
+        fields: list[tuple] = [
+            ("time", "<i8"),
+            ("created", "<i8"),
+            ("nulls", "u1", ((len(self.types) + 63) // 64 * 8,)),
+        ]
         fields += [(f"c{i}", "<i8" if is_variable(t) else fixed_dtype(t)) for i, t in enumerate(self.types.values())]
         return np.dtype(fields)
 
@@ -76,6 +80,11 @@ class HeadCodec:
         size, whole = self._dtype.itemsize, records.tobytes()
         return [whole[i * size : (i + 1) * size] + b"".join(texts[i]) for i in range(len(rows))]
 
+    @property
+    def row_size(self) -> int:
+        """Bytes of a row; of one with text, without the text."""
+        return self._dtype.itemsize
+
     def split(self, head: bytes) -> list[bytes]:
         """The rows of a head, each as its bytes."""
         size = self._dtype.itemsize
@@ -88,10 +97,6 @@ class HeadCodec:
             rows.append(head[at:end])
             at = end
         return rows
-
-    def count(self, head: bytes) -> int:
-        """How many rows a head has."""
-        return len(self.split(head)) if self._text else len(head) // self._dtype.itemsize
 
     def times(self, head: bytes) -> np.ndarray:
         """The event time of each row of a head, in the order they were appended."""
@@ -115,10 +120,7 @@ class HeadCodec:
 
     def events(self, heads: Sequence[bytes | None]) -> Events:
         """The rows of many entities' heads as events in folding order, an entity for each head."""
-        decoded = [self.decode(head) if head else (np.zeros(0, self._dtype), {}) for head in heads]
-        records = np.concatenate([r for r, _ in decoded]) if len(decoded) != 1 else decoded[0][0]
-        texts = {f"c{i}": [b for _, t in decoded for b in t.get(f"c{i}", [])] for i, _ in self._text}
-        sizes = [len(r) for r, _ in decoded]
+        sizes, records, texts = self._joined(heads)
         entity = np.repeat(np.arange(len(heads)), sizes)
         times, created = records["time"].astype(np.int64), records["created"].astype(np.int64)
         order = np.lexsort((created, times, entity))
@@ -128,6 +130,31 @@ class HeadCodec:
             created=created[order],
             columns={n: self._column(i, n, records, texts, order) for i, n in enumerate(self.types)},
         )
+
+    def _joined(self, heads: Sequence[bytes | None]) -> tuple[np.ndarray, np.ndarray, dict[str, list[bytes]]]:
+        """How many rows each head has, all their records, and the bytes of each text column beside them."""
+        if not self._text:
+            sizes = np.array([len(head) // self._dtype.itemsize if head else 0 for head in heads], np.int64)
+            return sizes, np.frombuffer(b"".join(head for head in heads if head), self._dtype), {}
+        decoded = [self.decode(head) if head else (np.zeros(0, self._dtype), {}) for head in heads]
+        texts = {f"c{i}": [b for _, t in decoded for b in t.get(f"c{i}", [])] for i, _ in self._text}
+        records = np.concatenate([r for r, _ in decoded]) if decoded else np.zeros(0, self._dtype)
+        return np.array([len(r) for r, _ in decoded], np.int64), records, texts
+
+    def raw(self, heads: Sequence[bytes | None]) -> RawRows:
+        """The rows of many entities' heads, an entity for each head, by event time; of text, whether it is there."""
+        sizes, records, _ = self._joined(heads)
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        times, order = records["time"], None
+        if len(times) > 1:
+            # Rows mostly come in the order of time: only where one does not, within an entity, are they sorted.
+            follows = np.ones(len(times), bool)
+            follows[offsets[:-1][sizes > 0]] = False
+            if (follows[1:] & (times[1:] <= times[:-1])).any():
+                values = [records[f"c{i}"] for i in reversed(range(len(self.types)))]
+                entity = np.repeat(np.arange(len(heads)), sizes)
+                order = np.lexsort((*values, records["created"], times, entity))
+        return RawRows(self, records if order is None else records[order], offsets)
 
     def _column(self, i: int, name: str, records: np.ndarray, texts: dict, order: np.ndarray) -> Column:
         value_type = self.types[name]
@@ -145,6 +172,38 @@ class HeadCodec:
             return Column.of(array.cast(value_type.arrow), value_type)
         raw = [None if n else v for n, v in zip(null.tolist(), records[f"c{i}"][order].tolist(), strict=True)]
         return Column.of(to_arrow(raw, value_type), value_type)
+
+
+@dataclass(frozen=True, eq=False)
+class RawRows:
+    """Head rows of many entities by event time; those of entity e are `offsets[e]` to `offsets[e + 1]`."""
+
+    codec: HeadCodec
+    records: np.ndarray
+    offsets: np.ndarray
+
+    def clean(self, column: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """A column's non-null values (int64 or float64) and how many of them lie before each row; None: as many."""
+        i = list(self.codec.types).index(column)
+        values = self.records[f"c{i}"]
+        null = self.records["nulls"][:, i // 8] & (1 << i % 8)
+        if not null.any():
+            return values, None
+        return values[null == 0], np.append(0, np.cumsum(null == 0))
+
+    def before(self, times: np.ndarray) -> np.ndarray:
+        """How many rows, counted over all, lie before each entity's time: (entities,) or (anything, entities)."""
+        if not len(self.records):
+            return np.zeros(times.shape, np.int64)
+        found = np.broadcast_to(self.offsets[:-1], times.shape).copy()
+        ends, mine = self.offsets[1:], self.records["time"]
+        step = 1 << int((ends - self.offsets[:-1]).max()).bit_length() >> 1
+        while step:
+            ahead = found + step
+            before = mine[np.minimum(ahead - 1, len(mine) - 1)] < times
+            found = np.where((ahead <= ends) & before, ahead, found)
+            step >>= 1
+        return found
 
 
 def rows_of(events: Events, types: Mapping[str, ValueType], index: np.ndarray) -> Rows:

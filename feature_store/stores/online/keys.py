@@ -1,16 +1,21 @@
 """The key codec: which bytes name a value in the online store.
 
-Layout, version 1 (integers big-endian, so that keys of one view lie together and scan in order)::
+Layout, version 2 (integers big-endian)::
 
-    version 0x01 | kind | u8 length, project | u8 length, view | u32 generation | u8 bucket | entity key
+    { two hex digits of the bucket } | version 0x02 | kind | u8 length, project | u8 length, view
+    | u32 generation | entity key
 
-kind is G (generation record: ends after the view), C (claim: which generation was last begun, ends there too),
-B (bucket record: ends after the bucket), S (suffix staircase), H (raw head) or P (plain rows). Names are preceded by
-their lengths, so no project or view is a prefix of another: deleting `fraud` never touches `antifraud`.
+The bucket in braces is what Redis Cluster calls a hash tag: all keys of a bucket lie on one node, so that one script
+changes them together. What follows it is the key's *tail*.
 
-An entity key is, for each join key in name order, a type tag and the
-value: `i` and eight bytes with the sign bit flipped, or `s`/`b`, u32 length and the bytes. So ("1", "11") and
-("11", "1") differ. An entity key too long for the backend is 0xFF and its 32-byte BLAKE2b hash.
+kind is G (generation record) or C (claim: which generation was last begun), which end after the view and lie in the
+view's own bucket; B (bucket record), which ends after the generation; S (suffix staircase), H (raw head) or P (plain
+rows). Names are preceded by their lengths, so no project or view is a prefix of another: deleting `fraud` never
+touches `antifraud`.
+
+An entity key is, for each join key in name order, a type tag and the value: `i` and eight bytes with the sign bit
+flipped, or `s`/`b`, u32 length and the bytes. So ("1", "11") and ("11", "1") differ. An entity key too long for the
+backend is 0xFF and its 32-byte BLAKE2b hash.
 """
 
 from __future__ import annotations
@@ -20,10 +25,13 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from feature_store.errors import ConfigError
 
-VERSION = b"\x01"
+VERSION = b"\x02"
 BUCKETS = 256
 
 #: Kinds of values that belong to one generation of a view: bucket records, staircases, heads, plain rows.
@@ -31,12 +39,21 @@ KINDS = (b"B", b"S", b"H", b"P")
 LONGEST_KEY = 511
 _LONGEST_NAME = 120
 
+_TAGS = tuple(b"{%02x}" % bucket for bucket in range(BUCKETS))
+TAG_LENGTH = 4
+
 KeyValue = int | str | bytes
 
 
 def entity_key(values: Sequence[KeyValue]) -> bytes:
     """The bytes of one entity's join key values, in join key name order. Times are integers, booleans 0 or 1."""
     return b"".join(map(_encode, values))
+
+
+def integer_keys(values: np.ndarray) -> list[bytes]:
+    """The bytes of many entities whose one join key is an integer (int64)."""
+    flipped = (values.astype(np.int64) ^ np.int64(-(2**63))).astype(">i8").tobytes()
+    return [b"i" + flipped[at : at + 8] for at in range(0, len(flipped), 8)]
 
 
 def _encode(value: KeyValue) -> bytes:
@@ -58,24 +75,29 @@ def _name(text: str) -> bytes:
     return bytes([len(data)]) + data
 
 
-def project_prefixes(project: str) -> list[bytes]:
-    """What the keys of one project start with, for every kind."""
+def project_tails(project: str) -> list[bytes]:
+    """What the tails of one project's keys start with, for every kind."""
     return [VERSION + kind + _name(project) for kind in (b"G", b"C", *KINDS)]
+
+
+def _of_view(kind: bytes, project: str, view: str) -> bytes:
+    names = _name(project) + _name(view)
+    return _TAGS[bucket_of(names)] + VERSION + kind + names
 
 
 def generation_key(project: str, view: str) -> bytes:
     """Where a view's generation record lies."""
-    return VERSION + b"G" + _name(project) + _name(view)
+    return _of_view(b"G", project, view)
 
 
 def claim_key(project: str, view: str) -> bytes:
     """Where the number of the generation that was last begun lies, a u32."""
-    return VERSION + b"C" + _name(project) + _name(view)
+    return _of_view(b"C", project, view)
 
 
 def view_of(generation: bytes) -> str:
     """The view that a generation record's key is of."""
-    at = 3 + generation[2]
+    at = TAG_LENGTH + 3 + generation[TAG_LENGTH + 2]
     return generation[at + 1 :].decode()
 
 
@@ -88,19 +110,42 @@ class Keyspace:
     generation: int
 
     def every_generation(self, kind: bytes) -> bytes:
-        """What the keys of a kind start with, in all generations of the view."""
+        """What the tails of keys of a kind start with, in all generations of the view."""
         return VERSION + kind + _name(self.project) + _name(self.view)
 
-    def prefix(self, kind: bytes) -> bytes:
-        """What the keys of a kind start with, in this generation."""
+    def tail(self, kind: bytes) -> bytes:
+        """What the tails of keys of a kind start with, in this generation."""
         return self.every_generation(kind) + struct.pack(">I", self.generation)
 
+    def number_in(self, key: bytes) -> int:
+        """The generation that a key of this view carries."""
+        at = TAG_LENGTH + len(self.every_generation(b"B"))
+        return int.from_bytes(key[at : at + 4], "big")
+
+    @cached_property
+    def buckets(self) -> tuple[bytes, ...]:
+        """Where each bucket's record lies."""
+        tail = self.tail(b"B")
+        return tuple(tag + tail for tag in _TAGS)
+
+    @cached_property
+    def _prefixes(self) -> dict[bytes, tuple[bytes, ...]]:
+        return {kind: tuple(tag + self.tail(kind) for tag in _TAGS) for kind in KINDS}
+
     def bucket(self, bucket: int) -> bytes:
-        return self.prefix(b"B") + bytes([bucket])
+        return self.buckets[bucket]
 
     def entity(self, kind: bytes, entity: bytes) -> bytes:
         """Where an entity's value of a kind (S, H or P) lies."""
-        key = self.prefix(kind) + bytes([bucket_of(entity)]) + entity
-        if len(key) <= LONGEST_KEY:
-            return key
-        return key[: len(key) - len(entity)] + b"\xff" + hashlib.blake2b(entity, digest_size=32).digest()
+        prefix = self._prefixes[kind][bucket_of(entity)]
+        if len(prefix) + len(entity) <= LONGEST_KEY:
+            return prefix + entity
+        return prefix + b"\xff" + hashlib.blake2b(entity, digest_size=32).digest()
+
+    def entities(self, kind: bytes, entities: Sequence[bytes], buckets: Sequence[int]) -> list[bytes]:
+        """The same for many entities, whose buckets are known."""
+        prefixes = self._prefixes[kind]
+        room = LONGEST_KEY - len(prefixes[0])
+        if max(map(len, entities), default=0) > room:
+            return [self.entity(kind, entity) for entity in entities]
+        return [prefixes[bucket] + entity for bucket, entity in zip(buckets, entities, strict=True)]

@@ -1,237 +1,93 @@
-"""A plain view's rows in the online store: per entity the current row, and those still waiting for their time.
-
-Layout of a value, version 1, little-endian::
-
-    "IP" | u8 version | u8 0 | 8 bytes schema fingerprint | u32 rows, then per row, by event time:
-    i64 event time | i64 created time (lowest: none) | null bits, one a feature, eight a byte
-    | eight bytes a fixed-width feature | u32 length and bytes a variable-width one (features in name order in each)
-
-Text and bytes are stored as they are, lists as MessagePack.
-"""
+"""A plain view's rows in the online store: written so that the newest stays, read as of any time they can answer."""
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import lru_cache
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 
-from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import PlainView
-from feature_store.errors import CorruptState
-from feature_store.stores.online.embedded import EmbeddedBackend, Snapshot, Transaction
-from feature_store.stores.online.keys import BUCKETS, Keyspace, bucket_of, entity_key, generation_key
-from feature_store.stores.online.records import (
-    Bucket,
-    Generation,
-    bucket_record,
-    claim_next,
-    delete_others,
-    generation_of,
-)
+from feature_store.errors import BootstrapSuperseded
+from feature_store.stores.online.backend import NEWER, SET, UNDECIDED, Backend, Change, Write, settle
+from feature_store.stores.online.blocks import Lists
+from feature_store.stores.online.entities import entity_keys
+from feature_store.stores.online.keys import Keyspace, bucket_of
+from feature_store.stores.online.records import Bucket, read_bucket
+from feature_store.stores.online.rows import CREATED, TIME, Chosen, PackedRows, Row, RowCodec, keep
 from feature_store.stores.online.status import Status
-from feature_store.stores.online.values import from_arrow, is_variable, to_arrow
+from feature_store.stores.online.values import from_arrow
+from feature_store.stores.online.view import Found, OnlineView, ViewRead
 from feature_store.timestamps import BEGINNING
 
-_HEADER = struct.Struct("<2sBB8sI")
-_ROW = struct.Struct("<qq")
-_MAGIC, _VERSION = b"IP", 1
+__all__ = ["CREATED", "TIME", "PlainOnline"]
 
-#: Columns of a table of rows beside keys and features.
-TIME, CREATED = "__time", "__created"
+#: Rows written at once: what is held in memory, and how long the store is kept busy by one request, stay bounded.
+_CHUNK = 20_000
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a plain view: times in microseconds (`created` is BEGINNING where missing), values in name order."""
+class PlainOnline(OnlineView):
+    """One plain view in an online store."""
 
-    time: int
-    created: int
-    values: tuple[Any, ...]
+    kinds = (b"P",)
 
-    @property
-    def rank(self) -> tuple:
-        """What decides between rows: event time, created time, then the values in feature name order."""
-        return self.time, self.created, tuple(map(_canonical, self.values))
+    def __init__(self, backend: Backend, project: str, view: PlainView) -> None:
+        super().__init__(backend, project, view)
+        self.view = view
+        self._codec = RowCodec(view)
+        self._chosen = lru_cache(maxsize=64)(self._codec.chosen)
+        # The bucket records that writes were last guarded by, and the number of their generation.
+        self._buckets: tuple[int, dict[int, bytes]] = (0, {})
 
-
-def _canonical(value: Any) -> tuple:
-    """A value's place in the canonical order: null lowest, NaN highest, text by its bytes, lists element by element."""
-    if value is None:
-        return (0,)
-    if isinstance(value, float):
-        return (1, 1, 0.0) if math.isnan(value) else (1, 0, value)
-    if isinstance(value, list):
-        return (1, 0, tuple(map(_canonical, value)))
-    return (1, 0, value.encode() if isinstance(value, str) else value)
-
-
-@dataclass(frozen=True)
-class RowCodec:
-    """Encodes and decodes the rows of one plain view."""
-
-    view: PlainView
-
-    @cached_property
-    def fingerprint(self) -> bytes:
-        return bytes.fromhex(self.view.fingerprint[:16])
-
-    @cached_property
-    def _fixed(self) -> list[int]:
-        return [i for i, f in enumerate(self.view.features) if not (is_variable(f.type) or f.type.is_list)]
-
-    @cached_property
-    def _variable(self) -> list[int]:
-        return [i for i, f in enumerate(self.view.features) if is_variable(f.type) or f.type.is_list]
-
-    @cached_property
-    def _struct(self) -> struct.Struct:
-        codes = "".join("d" if self.view.features[i].type.is_float else "q" for i in self._fixed)
-        return struct.Struct("<" + codes)
-
-    def encode(self, rows: Sequence[Row]) -> bytes:
-        return b"".join([_HEADER.pack(_MAGIC, _VERSION, 0, self.fingerprint, len(rows)), *map(self._encode, rows)])
-
-    def _encode(self, row: Row) -> bytes:
-        nulls = sum((v is None) << i for i, v in enumerate(row.values))
-        fixed = self._struct.pack(*(0 if row.values[i] is None else row.values[i] for i in self._fixed))
-        parts = [_ROW.pack(row.time, row.created), nulls.to_bytes(self._null_bytes, "little"), fixed]
-        for i in self._variable:
-            data = self._variable_bytes(row.values[i], self.view.features[i].type)
-            parts.append(struct.pack("<I", len(data)) + data)
-        return b"".join(parts)
-
-    @property
-    def _null_bytes(self) -> int:
-        return (len(self.view.features) + 7) // 8
-
-    @staticmethod
-    def _variable_bytes(value: Any, value_type: ValueType) -> bytes:
-        if value is None:
-            return b""
-        if value_type.is_list:
-            return msgspec.msgpack.encode(value)
-        return value.encode() if value_type is ValueType.STRING else value
-
-    def decode(self, data: bytes) -> list[Row]:
-        """The rows in a stored value, by event time. Raises CorruptState for another version or definition."""
-        if len(data) < _HEADER.size or data[:3] != _MAGIC + bytes([_VERSION]):
-            raise CorruptState(
-                f"view '{self.view.name}': a stored row is of no version that can be read; bootstrap it."
-            )
-        _, _, _, fingerprint, count = _HEADER.unpack_from(data)
-        if fingerprint != self.fingerprint:
-            raise CorruptState(f"view '{self.view.name}': a stored row is of another definition; bootstrap it again.")
-        rows, at = [], _HEADER.size
-        try:
-            for _ in range(count):
-                row, at = self._decode(data, at)
-                rows.append(row)
-        except (struct.error, ValueError, msgspec.MsgspecError) as error:
-            raise CorruptState(f"view '{self.view.name}': a stored row is cut off; bootstrap it again.") from error
-        if at != len(data):
-            raise CorruptState(f"view '{self.view.name}': a stored row is cut off; bootstrap it again.")
-        return rows
-
-    def _decode(self, data: bytes, at: int) -> tuple[Row, int]:
-        time, created = _ROW.unpack_from(data, at)
-        at += _ROW.size
-        nulls = int.from_bytes(data[at : at + self._null_bytes], "little")
-        at += self._null_bytes
-        values: list[Any] = [None] * len(self.view.features)
-        for i, value in zip(self._fixed, self._struct.unpack_from(data, at), strict=True):
-            values[i] = value
-        at += self._struct.size
-        for i in self._variable:
-            (length,) = struct.unpack_from("<I", data, at)
-            at += 4
-            values[i] = _variable_value(data[at : at + length], self.view.features[i].type, bool(nulls >> i & 1))
-            at += length
-        return Row(time, created, tuple(None if nulls >> i & 1 else v for i, v in enumerate(values))), at
-
-
-def _variable_value(data: bytes, value_type: ValueType, null: bool) -> Any:
-    if null:
-        return None
-    if not value_type.is_list:
-        return data.decode() if value_type is ValueType.STRING else data
-    element = float if value_type.element.is_float else bytes if value_type.element is ValueType.BYTES else Any
-    return msgspec.msgpack.decode(data, type=list[element | None])  # type: ignore[valid-type]
-
-
-@dataclass(frozen=True)
-class PlainRead:
-    """What the store holds of some entities as of a time each: values and statuses by feature, and the event time
-    (BEGINNING: none) of the row they come from. Reads below `exact_from` need history.
-    """
-
-    values: dict[str, pa.Array]
-    statuses: list[Status | None]
-    event_times: list[int]
-    exact_from: np.ndarray
-
-
-@dataclass(frozen=True)
-class PlainOnline:
-    """One plain view in an embedded store."""
-
-    backend: EmbeddedBackend
-    project: str
-    view: PlainView
-
-    @cached_property
-    def _codec(self) -> RowCodec:
-        return RowCodec(self.view)
+    # -- writing ------------------------------------------------------------------------------------------------
 
     def replace(self, table: pa.Table, now: int) -> int:
-        """Replaces the view's rows by a table's (keys, `__time`, `__created`, features); how many entities."""
-        with self.backend.writing() as txn:
-            return self._write(txn, self._start(txn), table, now)
+        """Replaces the view's rows by a table's (keys, `__time`, `__created`, features); how many entities.
+
+        Readers see the former rows until all of them are written. Raises BootstrapSuperseded when another filling
+        began meanwhile.
+        """
+        space = self.generations.begin()
+        count = self._write(space, table, now)
+        self.generations.publish(space, BEGINNING, BEGINNING)
+        return count
 
     def write(self, table: pa.Table, now: int) -> int:
         """Adds rows: the newer event time wins, then the newer created time, then the greater values; how many keys.
 
-        Rows later than `now` wait beside the current one. All rows are written, or none. Raises StoreNotReady when
-        what is stored is of another definition: a few rows are no replacement for it.
+        Rows later than `now` wait beside the current one. Raises StoreNotReady when what is stored is of another
+        definition: a few rows are no replacement for it.
         """
-        with self.backend.writing() as txn:
-            if txn.get(generation_key(self.project, self.view.name)) is None:
-                return self._write(txn, self._start(txn), table, now)
-            return self._write(txn, generation_of(txn, self.project, self.view).number, table, now)
+        if self._seen is None:
+            if not self.generations.exists():
+                return self.replace(table, now)
+            self.notice(self.backend.get([self._record_key])[0])
+        assert self._seen is not None
+        return self._write(self._seen[2], table, now)
 
-    def _start(self, txn: Transaction) -> int:
-        """Begins a new, empty generation in the place of all others, and returns its number."""
-        space = claim_next(txn, self.project, self.view.name)
-        delete_others(txn, space)
-        for bucket in range(BUCKETS):
-            txn.put(space.bucket(bucket), Bucket(BEGINNING).encode())
-        record = Generation(space.generation, self.view.fingerprint)
-        txn.put(generation_key(self.project, self.view.name), record.encode())
-        return space.generation
+    def _write(self, space: Keyspace, table: pa.Table, now: int) -> int:
+        entities: set[bytes] = set()
+        for low in range(0, table.num_rows, _CHUNK):
+            entities |= self._write_some(space, table.slice(low, _CHUNK).combine_chunks(), now)
+        return len(entities)
 
-    def _write(self, txn: Transaction, number: int, table: pa.Table, now: int) -> int:
-        space = Keyspace(self.project, self.view.name, number)
+    def _write_some(self, space: Keyspace, table: pa.Table, now: int) -> set[bytes]:
+        entities = entity_keys(table, self.view.keys)
+        distinct = set(entities)
+        undecided: Iterable[bytes] = distinct
+        # Several rows of an entity, and rows that wait, need a look at what is stored; the others go without one.
+        if len(distinct) == len(entities) and not (np.asarray(table[TIME]) > now).any():
+            undecided = self._offer(space, dict(zip(entities, self._codec.encode_table(table), strict=True)))
+        if undecided:
+            self._merge(space, undecided, self._rows_by_entity(table, entities), now)
+        return distinct
+
+    def _rows_by_entity(self, table: pa.Table, entities: Sequence[bytes]) -> dict[bytes, list[Row]]:
         rows: dict[bytes, list[Row]] = {}
-        for entity, row in zip(self._entities(table), self._rows(table), strict=True):
+        for entity, row in zip(entities, self._rows(table), strict=True):
             rows.setdefault(entity, []).append(row)
-        for entity, added in rows.items():
-            key = space.entity(b"P", entity)
-            stored = txn.get(key)
-            kept = keep([*self._codec.decode(stored), *added] if stored else added, now)
-            txn.put(key, self._codec.encode(kept))
-        return len(rows)
-
-    def _entities(self, table: pa.Table) -> Iterable[bytes]:
-        if not self.view.keys:
-            return [b""] * table.num_rows
-        columns = [from_arrow(table[k.name].combine_chunks(), k.type) for k in self.view.keys]
-        return [entity_key(values) for values in zip(*columns, strict=True)]
+        return rows
 
     def _rows(self, table: pa.Table) -> Iterable[Row]:
         times = table[TIME].to_pylist()
@@ -240,44 +96,163 @@ class PlainOnline:
         values = zip(*columns, strict=True) if columns else [()] * len(times)
         return [Row(t, c, tuple(v)) for t, c, v in zip(times, created, values, strict=True)]
 
-    def read(
-        self, txn: Snapshot, names: Sequence[str], entities: Sequence[bytes | None], times: np.ndarray
-    ) -> PlainRead:
-        """The named features of each entity (None: a null key, never found) as of its time."""
-        space = Keyspace(self.project, self.view.name, generation_of(txn, self.project, self.view).number)
-        found = [self._find(txn, space, e, t) for e, t in zip(entities, times.tolist(), strict=True)]
-        index = {f.name: i for i, f in enumerate(self.view.features)}
-        values = {
-            n: to_arrow([row.values[index[n]] if row else None for row, _, _ in found], self.view.feature_type(n))
-            for n in names
-        }
-        event_times = [row.time if row else BEGINNING for row, _, _ in found]
-        return PlainRead(values, [s for _, s, _ in found], event_times, np.array([e for _, _, e in found], np.int64))
+    def _offer(self, space: Keyspace, offered: dict[bytes, bytes]) -> list[bytes]:
+        """Offers each entity a value of one row, which the store takes if it is newer; those it could not decide on."""
+        by_bucket: dict[int, list[bytes]] = {}
+        for entity in offered:
+            by_bucket.setdefault(bucket_of(entity), []).append(entity)
+        pending, undecided = list(by_bucket), []
+        guards = self._guards(space, pending)
+        while pending:
+            writes = [self._offers(space, b, guards[b], by_bucket[b], offered) for b in pending]
+            outcomes = self.backend.apply(writes)
+            for bucket, outcome in zip(pending, outcomes, strict=True):
+                if outcome is not None:
+                    here = by_bucket[bucket]
+                    undecided += [e for i, e in enumerate(here) if UNDECIDED in outcome[i :: len(here)]]
+            pending = [b for b, outcome in zip(pending, outcomes, strict=True) if outcome is None]
+            if pending:
+                space = self._still(space)
+                guards = self._guards(space, pending, fresh=True)
+        return undecided
 
-    def _find(
-        self, txn: Snapshot, space: Keyspace, entity: bytes | None, time: int
-    ) -> tuple[Row | None, Status | None, int]:
+    def _offers(
+        self, space: Keyspace, bucket: int, record: bytes, entities: Sequence[bytes], offered: dict[bytes, bytes]
+    ) -> Write:
+        changes: list[Change] = []
+        for into in (space, *self._beside(record)):
+            keys = into.entities(b"P", entities, [bucket] * len(entities))
+            changes += [(NEWER, key, offered[e]) for key, e in zip(keys, entities, strict=True)]
+        return Write([(space.bucket(bucket), record)], changes)
+
+    def _beside(self, record: bytes) -> list[Keyspace]:
+        """The generation that is being filled beside the one of a bucket record."""
+        successor = Bucket.decode(record).successor
+        return [self.generations.space(successor)] if successor else []
+
+    def _guards(self, space: Keyspace, buckets: Sequence[int], fresh: bool = False) -> dict[int, bytes]:
+        """The bucket records of a generation, read where they are not remembered."""
+        number, held = self._buckets
+        if fresh or number != space.generation:
+            held = {}
+        if missing := [b for b in buckets if b not in held]:
+            records = self.backend.get([space.bucket(b) for b in missing])
+            for bucket, record in zip(missing, records, strict=True):
+                read_bucket(record, self.view, bucket)
+                held[bucket] = record or b""
+        self._buckets = (space.generation, held)
+        return held
+
+    def _still(self, space: Keyspace) -> Keyspace:
+        """The generation to write into after a guard did not hold: one being filled itself, else what readers use now.
+
+        Raises BootstrapSuperseded where another filling was begun after the one written into.
+        """
+        current = self.notice(self.backend.get([self._record_key])[0]).number
+        if space.generation <= current:
+            return self.generations.space(current)
+        if self.generations.claimed() != space.generation:
+            raise BootstrapSuperseded(self.view.name)
+        return space
+
+    def _merge(self, space: Keyspace, entities: Iterable[bytes], rows: dict[bytes, list[Row]], now: int) -> None:
+        """Writes rows beside those stored, which are read first: for ties, and for rows that wait for their time."""
+        beside: dict[int, tuple[Keyspace, list[bytes]]] = {}
+
+        def keys(entity: bytes) -> list[bytes]:
+            return [space.bucket(bucket_of(entity)), space.entity(b"P", entity)]
+
+        def merge(entity: bytes, found: Sequence[bytes | None]) -> Write:
+            record, stored = found
+            read_bucket(record, self.view, bucket_of(entity))
+            for into in self._beside(record or b""):
+                beside.setdefault(into.generation, (into, []))[1].append(entity)
+            kept = keep([*(self._codec.decode(stored) if stored else []), *rows[entity]], now)
+            bucket, key = keys(entity)
+            return Write([(bucket, record), (key, stored)], [(SET, key, self._codec.encode(kept, now))])
+
+        settle(self.backend, list(entities), keys, merge, f"write rows of view '{self.view.name}'")
+        for into, some in beside.values():
+            self._merge(into, dict.fromkeys(some), rows, now)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def decode(
+        self, names: Sequence[str], stored: Sequence[Sequence[bytes | None]], times: np.ndarray, found: Found
+    ) -> ViewRead:
+        """The named features of each stored value as of its time."""
+        chosen, values = self._chosen(tuple(names)), stored[0]
+        if len(values) == 1 and values[0] is not None and (single := self._codec.single(values[0])):
+            time, row = single
+            if self._current(time, int(times[0])):
+                block = Lists(chosen.names, chosen.types, 1, [[value] for value in chosen.pick(row)])
+                return ViewRead(block, np.ones(1, bool), found.generation, found.buckets, None, None, np.array([time]))
+        return self._packed(chosen, values, times, found) or self._one_by_one(chosen, values, times, found)
+
+    def _current(self, time: int, asked: int) -> bool:
+        return time <= asked and not (self.view.ttl and time < asked - self.view.ttl)
+
+    def _packed(
+        self, chosen: Chosen, values: Sequence[bytes | None], times: np.ndarray, found: Found
+    ) -> ViewRead | None:
+        """The answer straight from the bytes, where every value holds one row that is not later than its time."""
+        data: Sequence[bytes] = values  # type: ignore[assignment]
+        lines = None
+        if None in values:
+            there = [value is not None for value in values]
+            data = [value for value in values if value is not None]
+            lines = np.where(there, np.cumsum(there) - 1, -1)
+        words = self._codec.words(data)
+        if words is None:
+            return None
+        asked = times if lines is None else times[lines >= 0]
+        at = words[:, 2].view(np.int64)
+        if (at > asked).any():
+            return None
+        statuses: list[Status | None] | None = None
+        if lines is not None:
+            statuses = [Status.NOT_FOUND if line < 0 else None for line in lines.tolist()]
+        event_times = at if lines is None else np.where(lines < 0, BEGINNING, at[lines] if len(at) else BEGINNING)
+        known = np.ones(len(values), bool) if lines is None else lines >= 0
+        if self.view.ttl and (old := (event_times < times - self.view.ttl) & known).any():
+            statuses = statuses or [None] * len(values)
+            for row in np.flatnonzero(old).tolist():
+                statuses[row] = Status.OUTSIDE_MAX_AGE
+            lines = np.where(old, -1, np.arange(len(values)) if lines is None else lines)
+            event_times = np.where(old, BEGINNING, event_times)
+        block = PackedRows(chosen, words, lines, data)
+        return ViewRead(block, known, found.generation, found.buckets, None, statuses, event_times)
+
+    def _one_by_one(self, chosen: Chosen, values: Sequence[bytes | None], times: np.ndarray, found: Found) -> ViewRead:
+        """The answer from values that hold several rows."""
+        rows, statuses, exact_from, event_times = [], [], [], []
+        for value, time in zip(values, times.tolist(), strict=True):
+            row, status, exact = self._find(value, time)
+            rows.append(row)
+            statuses.append(status)
+            exact_from.append(exact)
+            event_times.append(row.time if row else BEGINNING)
+        lists = [[row.values[i] if row else None for row in rows] for i in chosen.features]
+        block = Lists(chosen.names, chosen.types, len(values), lists)
+        known = np.array([status is not Status.NOT_FOUND for status in statuses], bool)
+        return ViewRead(
+            block,
+            known,
+            found.generation,
+            found.buckets,
+            np.array(exact_from, np.int64),
+            statuses,
+            np.array(event_times, np.int64),
+        )
+
+    def _find(self, value: bytes | None, time: int) -> tuple[Row | None, Status | None, int]:
         """The row as of a time, a status for all its features (None: look at each value), and exact from when."""
-        if entity is None:
+        if value is None:
             return None, Status.NOT_FOUND, BEGINNING
-        bucket_record(txn, space, bucket_of(entity))
-        stored = txn.get(space.entity(b"P", entity))
-        if stored is None:
-            return None, Status.NOT_FOUND, BEGINNING
-        rows = self._codec.decode(stored)
+        rows = self._codec.decode(value)
         row = next((r for r in reversed(rows) if r.time <= time), None)
         if row is None:
             return None, Status.NOT_FOUND, rows[0].time
-        if self.view.ttl and row.time < time - self.view.ttl:
+        if not self._current(row.time, time):
             return None, Status.OUTSIDE_MAX_AGE, BEGINNING
         return row, None, BEGINNING
-
-
-def keep(rows: Iterable[Row], now: int) -> list[Row]:
-    """The current row (the greatest at or before `now`) and, per later event time, the greatest; by event time."""
-    best: dict[int, Row] = {}
-    for row in rows:
-        slot = row.time if row.time > now else BEGINNING
-        if slot not in best or row.rank > best[slot].rank:
-            best[slot] = row
-    return [best[slot] for slot in sorted(best)]

@@ -7,19 +7,12 @@ back to them, and coarser with age: a start of age a is a multiple of the greate
 
 `first` is kept per entry with its order key; `last` and `last_n` are one list of the newest values with theirs.
 
-Layout, version 1, little-endian::
-
-    "IS" | u8 version | u8 0 | u32 entries | i64 exact_from | 8 bytes fingerprint
-    | i64 starts[entries] | u32 events[entries]
-    per column, in name order: u32 n[entries] | 8 bytes x entries for each measure field, in name order
-      | if it has a `first`: values (values.py), i64 times, i64 created
-      | if it has a `last`: the same
+Which bytes hold a staircase says steps.py.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,16 +20,11 @@ from typing import Any
 import numpy as np
 
 from feature_store.aggregations.events import Column, ColumnFold, Events
-from feature_store.aggregations.measures import State, combine, field_types, identity, measure_of, take
+from feature_store.aggregations.measures import State, combine, identity, measure_of, take
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
-from feature_store.errors import CorruptState
-from feature_store.stores.online.values import decode_values, encode_values, from_arrow
+from feature_store.stores.online.values import from_arrow
 from feature_store.timestamps import BEGINNING
-
-_HEADER = struct.Struct("<2sBBIq8s")
-_MAGIC, _VERSION = b"IS", 1
-_MOST = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -92,28 +80,30 @@ class ColumnPlan:
         return np.dtype(np.float64) if self.type.is_float else np.dtype(np.int64)
 
 
+def column_plans(view: WindowedView) -> dict[str, ColumnPlan]:
+    """What is kept of each aggregated column of a view, by name."""
+    return {name: _plan(view, name, t) for name, t in view.column_types().items()}
+
+
+def _plan(view: WindowedView, name: str, value_type: ValueType) -> ColumnPlan:
+    functions = [a.function for a in view.aggregations if a.column == name]
+    return ColumnPlan(
+        value_type,
+        tuple(sorted({m for f in functions if (m := measure_of(f, value_type))})),
+        any(f.kind == "first" for f in functions),
+        max(f.n if f.kind == "last_n" else int(f.kind == "last") for f in functions),
+    )
+
+
 @dataclass(frozen=True)
-class StaircaseCodec:
-    """Builds, merges, encodes and decodes the staircases of one view."""
+class StaircaseBuilder:
+    """Builds and merges the staircases of one view."""
 
     view: WindowedView
 
     @cached_property
     def columns(self) -> dict[str, ColumnPlan]:
-        return {name: self._plan(name, t) for name, t in self.view.column_types().items()}
-
-    @cached_property
-    def fingerprint(self) -> bytes:
-        return bytes.fromhex(self.view.fingerprint[:16])
-
-    def _plan(self, name: str, value_type: ValueType) -> ColumnPlan:
-        functions = [a.function for a in self.view.aggregations if a.column == name]
-        return ColumnPlan(
-            value_type,
-            tuple(sorted({m for f in functions if (m := measure_of(f, value_type))})),
-            any(f.kind == "first" for f in functions),
-            max(f.n if f.kind == "last_n" else int(f.kind == "last") for f in functions),
-        )
+        return column_plans(self.view)
 
     def starts(self, times: np.ndarray, exact_from: int) -> np.ndarray:
         """The start that covers each event time, when readers ask from `exact_from` on. BEGINNING where no window
@@ -217,79 +207,6 @@ class StaircaseCodec:
         if base is None or entry >= len(base.starts):
             return identity(measures, dtype, 1)
         return take(base.states[name], slice(entry, entry + 1))
-
-    def encode(self, base: Base) -> bytes:
-        """The bytes of a staircase. Raises OverflowError past 4,294,967,295 events of one entity."""
-        parts = [
-            _HEADER.pack(_MAGIC, _VERSION, 0, len(base.starts), base.exact_from, self.fingerprint),
-            base.starts.astype("<i8").tobytes(),
-            _counts(base.states["*"]["n"]),
-        ]
-        for name, plan in self.columns.items():
-            state = base.states[name]
-            parts.append(_counts(state["n"]))
-            parts += [state[f].astype(t.newbyteorder("<")).tobytes() for f, t in _fields(plan)]
-            parts += [_encode_ordered(base.firsts[name], plan.type)] if plan.first else []
-            parts += [_encode_ordered(base.lasts[name], plan.type)] if plan.last else []
-        return b"".join(parts)
-
-    def decode(self, data: bytes) -> Base:
-        """The staircase in these bytes. Raises CorruptState when they are of another version or definition."""
-        if len(data) < _HEADER.size or data[:3] != _MAGIC + bytes([_VERSION]):
-            raise CorruptState(
-                f"view '{self.view.name}': a stored value is of no version that can be read; bootstrap it."
-            )
-        _, _, _, count, exact_from, fingerprint = _HEADER.unpack_from(data)
-        if fingerprint != self.fingerprint:
-            raise CorruptState(f"view '{self.view.name}': a stored value is of another definition; bootstrap it again.")
-        try:
-            return self._decode(data, count, exact_from)
-        except (struct.error, ValueError) as error:
-            raise CorruptState(f"view '{self.view.name}': a stored value is cut off; bootstrap it again.") from error
-
-    def _decode(self, data: bytes, count: int, exact_from: int) -> Base:
-        at = _HEADER.size
-        starts, at = _array(data, at, "<i8", count)
-        n, at = _array(data, at, "<u4", count)
-        states, firsts, lasts = {"*": {"n": n.astype(np.int64)}}, {}, {}
-        for name, plan in self.columns.items():
-            n, at = _array(data, at, "<u4", count)
-            state = {"n": n.astype(np.int64)}
-            for part, dtype in _fields(plan):
-                state[part], at = _array(data, at, dtype, count)
-            states[name] = state
-            if plan.first:
-                firsts[name], at = _decode_ordered(data, at, plan.type)
-            if plan.last:
-                lasts[name], at = _decode_ordered(data, at, plan.type)
-        return Base(exact_from, starts, states, firsts, lasts)
-
-
-def _fields(plan: ColumnPlan) -> list[tuple[str, np.dtype]]:
-    types = field_types(plan.measures, plan.dtype)
-    return [(name, dtype) for name, dtype in types.items() if name != "n"]
-
-
-def _counts(n: np.ndarray) -> bytes:
-    if n.max(initial=0) > _MOST:
-        raise OverflowError(f"an entity has more than {_MOST:,} events")
-    return n.astype("<u4").tobytes()
-
-
-def _array(data: bytes, at: int, dtype: str | np.dtype, count: int) -> tuple[np.ndarray, int]:
-    array = np.frombuffer(data, dtype, count, at)
-    return array, at + array.nbytes
-
-
-def _encode_ordered(ordered: Ordered, value_type: ValueType) -> bytes:
-    times = np.array([*ordered.times, *ordered.created], "<i8").tobytes()
-    return encode_values(ordered.values, value_type) + times
-
-
-def _decode_ordered(data: bytes, at: int, value_type: ValueType) -> tuple[Ordered, int]:
-    values, at = decode_values(data, at, value_type)
-    times, at = _array(data, at, "<i8", 2 * len(values))
-    return Ordered(times[: len(values)].tolist(), times[len(values) :].tolist(), values), at
 
 
 def _ordered(events: Events, fold: ColumnFold, rows: np.ndarray) -> Ordered:

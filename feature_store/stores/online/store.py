@@ -1,67 +1,72 @@
-"""The online store of one project: its views, behind one file."""
+"""The online store of one project: its views, behind one backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from feature_store.definitions.view import PlainView, StoredView, WindowedView
-from feature_store.stores.online.embedded import EmbeddedBackend, Snapshot
-from feature_store.stores.online.keys import KINDS, Keyspace, claim_key, generation_key, project_prefixes, view_of
+from feature_store.stores.online.backend import Backend
+from feature_store.stores.online.generations import forget
+from feature_store.stores.online.keys import project_tails, view_of
 from feature_store.stores.online.plain import PlainOnline
-from feature_store.stores.online.records import check_ready
 from feature_store.stores.online.windowed import SETTLE, WindowedOnline
 
 
-@dataclass(frozen=True)
 class OnlineStore:
-    """Where a project's values are served from. `settle` as in WindowedOnline."""
+    """Where a project's values are served from. `settle` as in WindowedOnline.
 
-    backend: EmbeddedBackend
-    project: str
-    settle: int = SETTLE
+    Views are kept by their definition: what a view's object learns of the store serves the reads that follow.
+    """
+
+    def __init__(self, backend: Backend, project: str, settle: int = SETTLE) -> None:
+        self.backend, self.project, self.settle = backend, project, settle
+        self._views: dict[tuple[str, str], PlainOnline | WindowedOnline] = {}
 
     def windowed(self, view: WindowedView) -> WindowedOnline:
-        return WindowedOnline(self.backend, self.project, view, self.settle)
+        online = self.view(view)
+        assert isinstance(online, WindowedOnline)
+        return online
 
     def plain(self, view: PlainView) -> PlainOnline:
-        return PlainOnline(self.backend, self.project, view)
+        online = self.view(view)
+        assert isinstance(online, PlainOnline)
+        return online
 
     def view(self, view: StoredView) -> WindowedOnline | PlainOnline:
-        return self.windowed(view) if isinstance(view, WindowedView) else self.plain(view)
+        key = (view.name, view.fingerprint)
+        if key not in self._views:
+            self._views[key] = self._open(view)
+        return self._views[key]
 
-    def holds(self, txn: Snapshot, view: StoredView) -> bool:
+    def _open(self, view: StoredView) -> WindowedOnline | PlainOnline:
+        if isinstance(view, WindowedView):
+            return WindowedOnline(self.backend, self.project, view, self.settle)
+        return PlainOnline(self.backend, self.project, view)
+
+    def holds(self, view: StoredView) -> bool:
         """Whether the store was ever filled for a view, or for another definition of it."""
-        return txn.get(generation_key(self.project, view.name)) is not None
+        return self.view(view).generations.exists()
 
     def check(self, view: StoredView) -> None:
         """Raises StoreNotReady unless all records that reads of a view need are there."""
-        with self.backend.reading() as txn:
-            check_ready(txn, self.project, view)
+        self.view(view).generations.check()
 
     def delete_view(self, name: str) -> None:
         """Forgets a view, in all its generations."""
-        if not self.backend.exists():
-            return
-        with self.backend.writing() as txn:
-            txn.delete(generation_key(self.project, name))
-            txn.delete(claim_key(self.project, name))
-            for kind in KINDS:
-                txn.delete_prefix(Keyspace(self.project, name, 0).every_generation(kind))
+        if self.backend.exists():
+            forget(self.backend, self.project, name)
 
     def keep_only(self, views: Iterable[str]) -> None:
         """Forgets every view of this project that is not among these: one that is declared again starts anew."""
         if not self.backend.exists():
             return
-        with self.backend.reading() as txn:
-            held = [view_of(key) for key, _ in txn.scan(project_prefixes(self.project)[0])]
-        for name in set(held) - set(views):
+        held = {view_of(key) for key in self.backend.scan(project_tails(self.project)[0])}
+        for name in held - set(views):
             self.delete_view(name)
 
     def delete_project(self) -> None:
         """Forgets every view of this project, and of no other."""
         if not self.backend.exists():
             return
-        with self.backend.writing() as txn:
-            for prefix in project_prefixes(self.project):
-                txn.delete_prefix(prefix)
+        for tail in project_tails(self.project):
+            self.backend.delete(self.backend.scan(tail))

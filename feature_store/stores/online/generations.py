@@ -1,0 +1,185 @@
+"""The generations of one view: how the next one is filled beside the one that readers use, and takes its place.
+
+A generation is begun by a *claim*, a number of its own: whoever began earlier sees at the end that it was overtaken.
+From its beginning on every writer writes into both, for the bucket records of the old one name the new one. Readers
+change over when one record does, and never see a half-filled view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from feature_store.definitions.view import StoredView
+from feature_store.errors import BootstrapSuperseded, CorruptState
+from feature_store.stores.online.backend import DELETE, SET, Backend, Change, Write, settle
+from feature_store.stores.online.keys import BUCKETS, KINDS, Keyspace, claim_key, generation_key
+from feature_store.stores.online.records import Bucket, Generation, merged, read_bucket, read_generation
+from feature_store.timestamps import END
+
+_CLAIM = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Generations:
+    """The generations of a view in a store."""
+
+    backend: Backend
+    project: str
+    view: StoredView
+
+    @property
+    def _record(self) -> bytes:
+        return generation_key(self.project, self.view.name)
+
+    @property
+    def _claim(self) -> bytes:
+        return claim_key(self.project, self.view.name)
+
+    def space(self, number: int) -> Keyspace:
+        return Keyspace(self.project, self.view.name, number)
+
+    def exists(self) -> bool:
+        """Whether the store was ever filled for the view, or for another definition of it."""
+        return self.backend.get([self._record])[0] is not None
+
+    def current(self) -> Generation:
+        """The generation that readers use. Raises StoreNotReady when there is none for this definition."""
+        return read_generation(self.backend.get([self._record])[0], self.view)
+
+    def claimed(self) -> int:
+        """The number of the generation that was last begun, 0 if none was."""
+        return _claimed(self.backend.get([self._claim])[0])
+
+    def check(self) -> None:
+        """Raises StoreNotReady unless every record that reads of this view need is there."""
+        space = self.space(self.current().number)
+        for bucket, record in enumerate(self.backend.get(space.buckets)):
+            read_bucket(record, self.view, bucket)
+
+    def begin(self) -> Keyspace:
+        """Begins a generation. From here on writers write into it too, so that a log read afterwards misses none."""
+        space = self.space(self._claim_next())
+        before = self._before()
+        old = self.space(before.number) if before else None
+        positions = before.partitions if before else {}
+
+        def link(bucket: int, records: Sequence[bytes | None]) -> Write:
+            new = space.bucket(bucket)
+            if old is None or records[0] is None or before is None or before.fingerprint != self.view.fingerprint:
+                filling = Bucket(END, partitions=positions)
+                return Write([], [(SET, new, filling.encode())])
+            held = Bucket.decode(records[0])
+            filling = Bucket(END, held.fence, merged(held.partitions, positions))
+            linked = replace(held, successor=space.generation)
+            changes: list[Change] = [(SET, old.bucket(bucket), linked.encode()), (SET, new, filling.encode())]
+            return Write([(old.bucket(bucket), records[0])], changes)
+
+        settle(
+            self.backend,
+            range(BUCKETS),
+            lambda bucket: [old.bucket(bucket)] if old else [],
+            link,
+            f"begin a generation of view '{self.view.name}'",
+        )
+        return space
+
+    def _before(self) -> Generation | None:
+        """The generation that readers use, of whatever definition; None where there is none that can be read."""
+        with contextlib.suppress(CorruptState):
+            record = self.backend.get([self._record])[0]
+            return Generation.decode(record) if record else None
+        return None
+
+    def _claim_next(self) -> int:
+        """A number above every one that any key in the store carries."""
+        number = 0
+
+        def claim(_: None, records: Sequence[bytes | None]) -> Write:
+            nonlocal number
+            # A claim that is gone may have left keys behind: then they are looked at, one by one.
+            held = [_claimed(records[0])] if records[0] else [*self._numbers(), 0]
+            if records[1]:
+                with contextlib.suppress(CorruptState):
+                    held.append(Generation.decode(records[1]).number)
+            number = max(held) + 1
+            return Write([(self._claim, records[0])], [(SET, self._claim, _CLAIM.pack(number))])
+
+        settle(self.backend, [None], lambda _: [self._claim, self._record], claim, "claim a generation")
+        return number
+
+    def _numbers(self) -> Iterator[int]:
+        space = self.space(0)
+        for kind in KINDS:
+            for key in self.backend.scan(space.every_generation(kind)):
+                yield space.number_in(key)
+
+    def publish(self, space: Keyspace, exact_from: int, cut: int) -> None:
+        """Lets readers change over to a generation that is filled now, and deletes all others.
+
+        Reads are exact from `exact_from` on; the log was folded up to the event time `cut`. Raises BootstrapSuperseded
+        where another generation was begun meanwhile; then this one is deleted.
+        """
+        if not (self._open_buckets(space, exact_from) and self._switch(space, cut)):
+            self.delete(lambda number: number == space.generation)
+            raise BootstrapSuperseded(self.view.name)
+        self.delete(lambda number: number != space.generation)
+
+    def _open_buckets(self, space: Keyspace, exact_from: int) -> bool:
+        """Says from when on reads are exact; False where whoever came later has deleted this generation already."""
+        gone = False
+
+        def opened(bucket: int, records: Sequence[bytes | None]) -> Write | None:
+            nonlocal gone
+            key = space.bucket(bucket)
+            if records[0] is None and self.claimed() != space.generation:
+                gone = True
+                return None
+            record = replace(read_bucket(records[0], self.view, bucket), exact_from=exact_from)
+            return Write([(key, records[0])], [(SET, key, record.encode())])
+
+        what = f"publish a generation of view '{self.view.name}'"
+        settle(self.backend, range(BUCKETS), lambda bucket: [space.bucket(bucket)], opened, what)
+        return not gone
+
+    def _switch(self, space: Keyspace, cut: int) -> bool:
+        overtaken = False
+
+        def switch(_: None, records: Sequence[bytes | None]) -> Write | None:
+            nonlocal overtaken
+            overtaken = _claimed(records[0]) != space.generation
+            if overtaken:
+                return None
+            positions = {}
+            if records[1]:
+                with contextlib.suppress(CorruptState):
+                    positions = Generation.decode(records[1]).partitions
+            made = Generation(space.generation, self.view.fingerprint, cut, positions)
+            return Write([(self._claim, records[0]), (self._record, records[1])], [(SET, self._record, made.encode())])
+
+        settle(self.backend, [None], lambda _: [self._claim, self._record], switch, "publish a generation")
+        return not overtaken
+
+    def delete(self, which: Callable[[int], bool]) -> None:
+        """Deletes the values of those generations whose number `which` says yes to."""
+        delete_generations(self.backend, self.space(0), which)
+
+
+def forget(backend: Backend, project: str, view: str) -> None:
+    """Deletes a view by its name, in all its generations."""
+    records = [(DELETE, key, b"") for key in (generation_key(project, view), claim_key(project, view))]
+    backend.apply([Write([], records)])
+    delete_generations(backend, Keyspace(project, view, 0), lambda number: True)
+
+
+def delete_generations(backend: Backend, space: Keyspace, which: Callable[[int], bool]) -> None:
+    """Deletes the values of those generations of a view whose number `which` says yes to."""
+    for kind in KINDS:
+        keys = backend.scan(space.every_generation(kind))
+        backend.delete(key for key in keys if which(space.number_in(key)))
+
+
+def _claimed(record: bytes | None) -> int:
+    return _CLAIM.unpack(record)[0] if record else 0

@@ -1,0 +1,174 @@
+"""What plain and windowed views have in common online: where their values lie, and how one read finds them.
+
+A read is a *look-up*: the keys it needs, fetched in one round trip by whoever holds the line to the store, and what
+their values mean. The generation's record and the bucket records are fetched with the values, so that a read notices a
+switch of generations (and looks up again) and a store that lost a part of the view.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from feature_store.definitions.view import StoredView
+from feature_store.errors import CorruptState, StoreNotReady
+from feature_store.stores.online.backend import Backend
+from feature_store.stores.online.blocks import Block
+from feature_store.stores.online.generations import Generations
+from feature_store.stores.online.keys import Keyspace, bucket_of, generation_key
+from feature_store.stores.online.records import Bucket, Generation, Positions, read_generation
+from feature_store.stores.online.status import Status
+
+
+@dataclass(frozen=True, eq=False)
+class ViewRead:
+    """What the store holds of some entities in one view, as of a time each.
+
+    `block` has the values, a row an entity; `statuses` why a row as a whole has none (None: look at each value; None
+    for all: no row lacks them); `event_times` the event time of the row behind the values (BEGINNING: none; None for
+    all: none has one). `exact_from` is the earliest time that each row can be asked for (None: any), `known` whether
+    the store holds anything of the entity, `generation` what was read, `buckets` each row's bucket record.
+    """
+
+    block: Block
+    known: np.ndarray
+    generation: Generation
+    buckets: Sequence[bytes | None]
+    exact_from: np.ndarray | None = None
+    statuses: list[Status | None] | None = None
+    event_times: np.ndarray | None = None
+
+    @property
+    def values(self) -> dict[str, pa.Array]:
+        """The values as Arrow arrays, by feature."""
+        return {name: self.block.arrow(i) for i, name in enumerate(self.block.names)}
+
+    @property
+    def positions(self) -> list[Positions]:
+        """Per row the log positions that its bucket has folded since the bootstrap of this generation."""
+        return [Bucket.decode(record).partitions if record else {} for record in self.buckets]
+
+
+class OnlineView(ABC):
+    """One view in an online store."""
+
+    #: The kinds of values that an entity has.
+    kinds: tuple[bytes, ...]
+
+    def __init__(self, backend: Backend, project: str, view: StoredView) -> None:
+        self.backend, self.project = backend, project
+        self.generations = Generations(backend, project, view)
+        self._record_key = generation_key(project, view.name)
+        # What was read last: the next look-up supposes that it still holds.
+        self._seen: tuple[bytes | None, Generation, Keyspace] | None = None
+
+    def look_up(self, entities: Sequence[bytes | None]) -> Lookup:
+        """The look-up of these entities (None: a null key, of which nothing is known)."""
+        if self._seen is None:
+            return Lookup(self, entities, None, [self._record_key])
+        _, generation, space = self._seen
+        asked = [e for e in entities if e is not None]
+        at = [bucket_of(e) for e in asked]
+        buckets = list(dict.fromkeys(at))
+        records = space.buckets
+        keys = [self._record_key, *(records[bucket] for bucket in buckets)]
+        for kind in self.kinds:
+            keys += space.entities(kind, asked, at)
+        return Lookup(self, entities, generation, keys, at, buckets)
+
+    def notice(self, record: bytes | None) -> Generation:
+        """The generation that a record just read names. Raises StoreNotReady where none serves this view."""
+        if self._seen is None or self._seen[0] != record:
+            generation = read_generation(record, self.generations.view)
+            space = self._seen[2] if self._seen else None
+            if space is None or space.generation != generation.number:
+                space = self.generations.space(generation.number)
+            self._seen = (record, generation, space)
+        return self._seen[1]
+
+    @abstractmethod
+    def decode(
+        self,
+        names: Sequence[str],
+        stored: Sequence[Sequence[bytes | None]],
+        times: np.ndarray,
+        found: Found,
+    ) -> ViewRead:
+        """The named features of stored values: for each kind one value an entity, in the order of entities."""
+
+    def read(self, names: Sequence[str], entities: Sequence[bytes | None], times: np.ndarray) -> ViewRead:
+        """The named features of each entity as of its time, in one round trip (the first read takes another one)."""
+        lookup: Lookup | None = self.look_up(entities)
+        while lookup is not None:
+            values = self.backend.get(lookup.keys)
+            again = lookup.again(values)
+            if again is None:
+                return lookup.answer(names, values, times)
+            lookup = again
+        raise AssertionError("a look-up ends in an answer")
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a look-up found beside the values: the generation, and each row's bucket record."""
+
+    generation: Generation
+    buckets: Sequence[bytes | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """One view's part of a read: `keys` are to be fetched in one round trip.
+
+    `generation` is the one supposed (None: not known yet, then only its record is among the keys); `at` the bucket of
+    each entity with a key, `buckets` those that are fetched; `second` whether a part of the view was missing before.
+    """
+
+    online: OnlineView
+    entities: Sequence[bytes | None]
+    generation: Generation | None
+    keys: list[bytes]
+    at: Sequence[int] = ()
+    buckets: Sequence[int] = ()
+    second: bool = field(default=False)
+
+    def again(self, values: Sequence[bytes | None]) -> Lookup | None:
+        """The look-up to try next, where these values are of a generation that readers have left; else None.
+
+        Raises StoreNotReady where the view is not served, or a part of it is missing for the second time: seen once, it
+        may be that the generation was just deleted.
+        """
+        generation = self.online.notice(values[0])
+        if self.generation is None or generation.number != self.generation.number:
+            return self.online.look_up(self.entities)
+        records = values[1 : 1 + len(self.buckets)]
+        if None not in records:
+            return None
+        if not self.second:
+            return Lookup(self.online, self.entities, self.generation, self.keys, self.at, self.buckets, second=True)
+        view = self.online.generations.view.name
+        raise StoreNotReady(view, f"bucket {self.buckets[records.index(None)]} is missing")
+
+    def answer(self, names: Sequence[str], values: Sequence[bytes | None], times: np.ndarray) -> ViewRead:
+        """What the values that were fetched mean."""
+        count = len(self.buckets)
+        records = dict(zip(self.buckets, values[1 : 1 + count], strict=True))
+        if any(record is None or record[:3] != b"IB\x02" for record in records.values()):
+            raise CorruptState("a bucket record is of no version that can be read; bootstrap the view again.")
+        rest, low = len(self.at), 1 + count
+        stored = [values[low + k * rest : low + (k + 1) * rest] for k in range(len(self.online.kinds))]
+        of_rows: Sequence[bytes | None] = [records[bucket] for bucket in self.at]
+        if rest != len(self.entities):
+            stored = [list(self._spread(some)) for some in stored]
+            of_rows = list(self._spread(of_rows))
+        assert self.generation is not None
+        return self.online.decode(names, stored, times, Found(self.online.notice(values[0]), of_rows))
+
+    def _spread(self, values: Sequence[bytes | None]) -> Iterator[bytes | None]:
+        """Values of entities with keys as values of all rows, None for a null key."""
+        following = iter(values)
+        return (None if entity is None else next(following) for entity in self.entities)
