@@ -15,9 +15,9 @@ from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import Field, PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
+from feature_store.engines.spine import TimeRange
 from feature_store.errors import ConfigError, MemoryLimitReached, SourceError
 from feature_store.retrieval.historical import HistoricalFeatures, retrieve
-from feature_store.retrieval.spine import TimeRange
 from feature_store.testing.views import aggregation, definitions, windowed
 from feature_store.timestamps import DAY, HOUR, micros
 

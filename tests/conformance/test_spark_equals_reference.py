@@ -35,10 +35,10 @@ from feature_store.engines.spark import session, slices, stages
 from feature_store.engines.spark.engine import SparkEngine
 from feature_store.engines.spark.stages import Sizes
 from feature_store.engines.spark.windows import WindowFold
+from feature_store.engines.spine import TimeRange
 from feature_store.errors import ColumnError, ConfigError, IsochronError, RequestError, SourceError, SpineError
 from feature_store.plan.historical import plan_historical
 from feature_store.retrieval.historical import HistoricalFeatures, retrieve, retrieve_distributed
-from feature_store.retrieval.spine import TimeRange
 from feature_store.testing import assert_features_equal
 from feature_store.testing.event_logs import Layout, Log, LogRow, random_log, values_array
 from feature_store.testing.views import (
@@ -620,7 +620,7 @@ def test_a_spine_is_refused_as_duckdb_refuses_it(shop: tuple[Request, Path]) -> 
                 "SELECT INT('x') AS customer, now() AS event_timestamp, 'b' AS city",
                 "SQL failed: .*CAST_INVALID",
             ),
-            (str(root / "nowhere.parquet"), "cannot be read as Parquet: there is no such file"),
+            (str(root / "nowhere.parquet"), "nowhere.parquet is no file"),
         ):
             with pytest.raises(SpineError, match=error):
                 retrieve_distributed(request, text, spark).to_arrow()
