@@ -20,6 +20,7 @@ from feature_store.errors import ConfigError, MemoryLimitReached, SourceError
 from feature_store.retrieval.historical import HistoricalFeatures, retrieve
 from feature_store.testing.views import aggregation, definitions, windowed
 from feature_store.timestamps import DAY, HOUR, micros
+from tests.conformance.cases import spoil_values
 
 KEY = (Field("customer", ValueType.INT64),)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -64,13 +65,9 @@ def spine(*days: float) -> pa.Table:
 
 
 def spoil(root: Path, *days: int) -> None:
-    """Overwrites the values of some days' files and leaves the footers: whoever reads a value there, fails."""
+    """Spoils the values of some days' files."""
     for day in days:
-        path = root / "payments" / f"day-{day}.parquet"
-        content = bytearray(path.read_bytes())
-        footer = int.from_bytes(content[-8:-4], "little") + 8
-        content[4:-footer] = b"\xff" * (len(content) - footer - 4)
-        path.write_bytes(bytes(content))
+        spoil_values(root / "payments" / f"day-{day}.parquet")
 
 
 def test_files_outside_the_windows_are_not_read(root: Path, engine: DuckDBEngine) -> None:

@@ -61,6 +61,7 @@ from tests.conformance.cases import (
     examples,
     far_from_greenwich,
     plain_cases,
+    spoil_values,
     times,
 )
 
@@ -646,6 +647,21 @@ def test_what_is_read_is_told_without_spark_and_pruned(tmp_path: Path) -> None:
     assert engine.reading(stage, None, None).rows == 12
     explained = HistoricalFeatures(definitions(view).resolve(["view:sum"]), ask(1), engine).explain()
     assert "reads 4 of 4 files, about 12 rows" in explained
+
+
+@pytest.mark.parametrize("first", [-7, 3], ids=["before 1970", "after"])
+def test_a_table_reads_the_files_that_its_times_can_see(first: int, tmp_path: Path) -> None:
+    for day in range(5):
+        at = times([(first + day) * DAY + hour * HOUR for hour in range(24)])
+        write(tmp_path, f"log/{day}.parquet", customer=[1] * 24, x=[1.0] * 24, at=at)
+    for day in (0, 3, 4):
+        spoil_values(tmp_path / f"log/{day}.parquet")
+    source = Source(name="s", path="log", timestamp_field="at")
+    newest = PlainView(name="newest", keys=KEY, features=(Field("x", ValueType.FLOAT64),), source=source, ttl=12 * HOUR)
+    sums = windowed([aggregation("sum", "x", DAY, HOUR, ValueType.FLOAT64, "sum")], KEY, source, "sums")
+    request = definitions(newest, sums).resolve(["newest:x", "sums:sum"])
+    found = on_spark(request, ask(first * DAY + 60 * HOUR, first * DAY + 66 * HOUR), tmp_path)
+    assert found.select(["x", "sum"]).to_pydict() == {"x": [1.0, 1.0], "sum": [24.0, 24.0]}
 
 
 def test_spark_says_what_is_missing_or_contrary(monkeypatch: pytest.MonkeyPatch, spark: SparkEngine) -> None:

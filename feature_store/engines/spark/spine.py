@@ -156,11 +156,7 @@ class TableRows:
         times = _asking(self.table, pa.array(np.arange(len(self.table))), self.keys, ())["t"]
         check_timed(times.null_count)
         numbers = np.asarray(times)
-        return (
-            Bounds(len(numbers), int(numbers.min(initial=0)), int(numbers.max(initial=0)))
-            if len(numbers)
-            else Bounds(0, 0, 0)
-        )
+        return Bounds(len(numbers), int(numbers.min()), int(numbers.max())) if len(numbers) else Bounds(0, 0, 0)
 
 
 def _table_rows(spark: SparkSession, table: pa.Table, request: Request) -> TableRows:
