@@ -107,6 +107,11 @@ def test_explain_names_stages_sql_files_columns_and_rows(root: Path, engine: Duc
     assert sum("read_parquet" in line for line in lines) == 3  # rows to match, values of the matched, events
 
 
+def test_explain_of_a_key_alone(engine: DuckDBEngine) -> None:
+    request = definitions(spend()).resolve(["view:customer"], full_names=True)
+    assert HistoricalFeatures(request, spine(2.5), engine).explain().splitlines()[-1] == "columns: view__customer"
+
+
 def test_explain_reads_no_values(root: Path, engine: DuckDBEngine) -> None:
     spoil(root, 0, 1, 2, 3, 4)
     request = definitions(spend()).resolve(["view:sum_1d"])
