@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import msgspec
@@ -125,6 +126,12 @@ class Aggregation(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         over = f"over {duration_text(self.window)}" if self.window else "over all history"
         return f"{self.function}({self.column}) {over}"
+
+
+def reach(aggregations: Iterable[Aggregation], time: int) -> int | None:
+    """Start of the oldest of the windows that end before `time`; None where one has no beginning, or there is none."""
+    tails = [a.tail(time) for a in aggregations]
+    return None if None in tails else min((t for t in tails if t is not None), default=None)
 
 
 def default_hop(window: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from feature_store.definitions.aggregation import Aggregation
+from feature_store.definitions.aggregation import Aggregation, reach
 from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType
 from feature_store.errors import DefinitionError, UnknownName
@@ -103,8 +103,7 @@ class WindowedView(msgspec.Struct, frozen=True, kw_only=True, tag="windowed"):
 
     def reach(self, time: int) -> int | None:
         """Start of the oldest window that ends before `time`; None where one has no window."""
-        tails = [a.tail(time) for a in self.aggregations]
-        return None if None in tails else min(t for t in tails if t is not None)
+        return reach(self.aggregations, time)
 
     @property
     def fingerprint(self) -> str:

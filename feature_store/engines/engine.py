@@ -96,7 +96,8 @@ class DistributedEngine(Protocol):
     """Computes values on many machines: rows stay there, from the spine to the written result."""
 
     def retrieve(self, plan: HistoricalPlan, spine: Any, finish: Finish) -> Retrieved:
-        """The plan over a spine: a frame or table, or the path or SQL of rows that the executors read themselves.
+        """The plan over a spine: a frame or table, the path or SQL of rows that the executors read themselves, or a
+        TimeRange.
 
         Every row gets the outputs of each stage as working columns; then `finish` makes result rows out of them.
         """

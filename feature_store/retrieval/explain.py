@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from feature_store.engines.engine import DistributedEngine, Engine, Reading
+from feature_store.engines.spine import TimeRange
 from feature_store.plan.historical import HistoricalPlan
-from feature_store.retrieval.spine import TimeRange, spine_of
+from feature_store.retrieval.spine import spine_of
 from feature_store.timestamps import iso
 
 #: How many of a stage's files are named.

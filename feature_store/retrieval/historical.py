@@ -18,12 +18,13 @@ from feature_store.definitions.columns import typed
 from feature_store.definitions.repository import Request
 from feature_store.definitions.view import FeatureRef, OnDemandView
 from feature_store.engines.engine import DistributedEngine, Engine, Retrieved
+from feature_store.engines.spine import EVENT_TIMESTAMP, TimeRange, check_spine
 from feature_store.errors import OutputError, SpineError
 from feature_store.files import replacing
 from feature_store.plan.historical import AsOfStage, HistoricalPlan, plan_historical, working_name
 from feature_store.retrieval import on_demand
 from feature_store.retrieval.explain import explain
-from feature_store.retrieval.spine import EVENT_TIMESTAMP, TimeRange, check_spine, read_spine, spine_of
+from feature_store.retrieval.spine import read_spine, spine_of
 from feature_store.timestamps import arrow_timestamps
 
 

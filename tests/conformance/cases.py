@@ -191,6 +191,14 @@ def times(values: Sequence[int]) -> pa.Array:
     return values_array(values, ValueType.TIMESTAMP)
 
 
+def spoil_values(file: Path) -> None:
+    """Overwrites the values of a Parquet file and leaves the footer: whoever reads a value there, fails."""
+    content = bytearray(file.read_bytes())
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    content[4:-footer] = b"\xff" * (len(content) - footer - 4)
+    file.write_bytes(bytes(content))
+
+
 #: A feature of every type that a plain view can have; lists hold no nulls here (see below).
 PLAIN = {
     "real": ValueType.FLOAT64,

@@ -15,11 +15,12 @@ from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import Field, PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
+from feature_store.engines.spine import TimeRange
 from feature_store.errors import ConfigError, MemoryLimitReached, SourceError
 from feature_store.retrieval.historical import HistoricalFeatures, retrieve
-from feature_store.retrieval.spine import TimeRange
 from feature_store.testing.views import aggregation, definitions, windowed
 from feature_store.timestamps import DAY, HOUR, micros
+from tests.conformance.cases import spoil_values
 
 KEY = (Field("customer", ValueType.INT64),)
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -64,13 +65,9 @@ def spine(*days: float) -> pa.Table:
 
 
 def spoil(root: Path, *days: int) -> None:
-    """Overwrites the values of some days' files and leaves the footers: whoever reads a value there, fails."""
+    """Spoils the values of some days' files."""
     for day in days:
-        path = root / "payments" / f"day-{day}.parquet"
-        content = bytearray(path.read_bytes())
-        footer = int.from_bytes(content[-8:-4], "little") + 8
-        content[4:-footer] = b"\xff" * (len(content) - footer - 4)
-        path.write_bytes(bytes(content))
+        spoil_values(root / "payments" / f"day-{day}.parquet")
 
 
 def test_files_outside_the_windows_are_not_read(root: Path, engine: DuckDBEngine) -> None:
@@ -108,6 +105,11 @@ def test_explain_names_stages_sql_files_columns_and_rows(root: Path, engine: Duc
     assert "unused" not in text
     assert "city" not in lines[3]
     assert sum("read_parquet" in line for line in lines) == 3  # rows to match, values of the matched, events
+
+
+def test_explain_of_a_key_alone(engine: DuckDBEngine) -> None:
+    request = definitions(spend()).resolve(["view:customer"], full_names=True)
+    assert HistoricalFeatures(request, spine(2.5), engine).explain().splitlines()[-1] == "columns: view__customer"
 
 
 def test_explain_reads_no_values(root: Path, engine: DuckDBEngine) -> None:

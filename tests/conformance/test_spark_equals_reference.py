@@ -35,10 +35,10 @@ from feature_store.engines.spark import session, slices, stages
 from feature_store.engines.spark.engine import SparkEngine
 from feature_store.engines.spark.stages import Sizes
 from feature_store.engines.spark.windows import WindowFold
+from feature_store.engines.spine import TimeRange
 from feature_store.errors import ColumnError, ConfigError, IsochronError, RequestError, SourceError, SpineError
 from feature_store.plan.historical import plan_historical
 from feature_store.retrieval.historical import HistoricalFeatures, retrieve, retrieve_distributed
-from feature_store.retrieval.spine import TimeRange
 from feature_store.testing import assert_features_equal
 from feature_store.testing.event_logs import Layout, Log, LogRow, random_log, values_array
 from feature_store.testing.views import (
@@ -61,6 +61,7 @@ from tests.conformance.cases import (
     examples,
     far_from_greenwich,
     plain_cases,
+    spoil_values,
     times,
 )
 
@@ -620,7 +621,7 @@ def test_a_spine_is_refused_as_duckdb_refuses_it(shop: tuple[Request, Path]) -> 
                 "SELECT INT('x') AS customer, now() AS event_timestamp, 'b' AS city",
                 "SQL failed: .*CAST_INVALID",
             ),
-            (str(root / "nowhere.parquet"), "cannot be read as Parquet: there is no such file"),
+            (str(root / "nowhere.parquet"), "nowhere.parquet is no file"),
         ):
             with pytest.raises(SpineError, match=error):
                 retrieve_distributed(request, text, spark).to_arrow()
@@ -646,6 +647,21 @@ def test_what_is_read_is_told_without_spark_and_pruned(tmp_path: Path) -> None:
     assert engine.reading(stage, None, None).rows == 12
     explained = HistoricalFeatures(definitions(view).resolve(["view:sum"]), ask(1), engine).explain()
     assert "reads 4 of 4 files, about 12 rows" in explained
+
+
+@pytest.mark.parametrize("first", [-7, 3], ids=["before 1970", "after"])
+def test_a_table_reads_the_files_that_its_times_can_see(first: int, tmp_path: Path) -> None:
+    for day in range(5):
+        at = times([(first + day) * DAY + hour * HOUR for hour in range(24)])
+        write(tmp_path, f"log/{day}.parquet", customer=[1] * 24, x=[1.0] * 24, at=at)
+    for day in (0, 3, 4):
+        spoil_values(tmp_path / f"log/{day}.parquet")
+    source = Source(name="s", path="log", timestamp_field="at")
+    newest = PlainView(name="newest", keys=KEY, features=(Field("x", ValueType.FLOAT64),), source=source, ttl=12 * HOUR)
+    sums = windowed([aggregation("sum", "x", DAY, HOUR, ValueType.FLOAT64, "sum")], KEY, source, "sums")
+    request = definitions(newest, sums).resolve(["newest:x", "sums:sum"])
+    found = on_spark(request, ask(first * DAY + 60 * HOUR, first * DAY + 66 * HOUR), tmp_path)
+    assert found.select(["x", "sum"]).to_pydict() == {"x": [1.0, 1.0], "sum": [24.0, 24.0]}
 
 
 def test_spark_says_what_is_missing_or_contrary(monkeypatch: pytest.MonkeyPatch, spark: SparkEngine) -> None:

@@ -396,6 +396,8 @@ def test_spark_gives_the_same_and_its_executors_write_folders(store: FeatureStor
         kept_running._session.get()
         theirs = store.get_historical_features(spine, FEATURES, filter_by_created_timestamp=True)
         pd.testing.assert_frame_equal(theirs.to_df(), ours, rtol=1e-9)
+        with pytest.raises(SpineError, match="already has a column 'orders', the name of a requested feature"):
+            store.get_historical_features(spine.assign(orders=1), ["average:mean_2h"]).to_df()  # an input's name
         job = store.get_historical_features(str(repo / "spine.parquet"), FEATURES, filter_by_created_timestamp=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(HistoricalFeatures, "to_arrow", None)  # nothing comes through this process

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -64,6 +67,32 @@ def test_a_repository_on_spark_gives_the_rows_that_duckdb_gives(
             assert written.schema.equals(expected.schema)
             assert repr(written.to_pydict()) == repr(expected.to_pydict())
         assert "reads 1 of 1 files" in asked.explain()
+
+
+def test_a_spine_is_what_it_is_on_duckdb(
+    layer: FeatureLayer, fraud_repo: Path, fraud_data: FraudData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = ["customer_recent:last_amounts"]
+    spine = transactions(fraud_data, 20)
+    monkeypatch.chdir(tmp_path)
+    for file in ("selected.parquet", "with_labels.parquet", "select 1"):
+        pq.write_table(spine, file)
+    files: list[Any] = ["selected.parquet", "with_labels.parquet", Path("selected.parquet"), Path("select 1")]
+    twice = pd.concat([spine.to_pandas(), spine.to_pandas()[["TX_AMOUNT"]]], axis="columns")
+    with FeatureLayer(fraud_repo) as duckdb:
+        expected = duckdb.get_historical_features(spine, refs).to_arrow()
+        for given in (*files, pl.from_arrow(spine).lazy()):
+            found = layer.get_historical_features(given, refs).to_arrow()
+            assert found["last_amounts"].equals(expected["last_amounts"]), given
+        for wrong, text in (
+            (twice, "the spine's columns must each have a name of their own and hold one type: Duplicate column names"),
+            (tmp_path / "nope.parquet", "nope.parquet is no file"),
+            ("SELEC 1 FROM x", "neither a file nor SQL that begins with SELECT"),
+            ({"customer_id": [1]}, "a spine cannot be a dict"),
+        ):
+            for asked in (duckdb, layer):
+                with pytest.raises(SpineError, match=text):
+                    asked.get_historical_features(wrong, refs).to_arrow()
 
 
 def test_errors_name_their_cause_and_leave_no_output(

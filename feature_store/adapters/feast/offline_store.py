@@ -34,8 +34,9 @@ from feature_store.definitions.repository import Definitions, Request
 from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import FeatureRef
+from feature_store.engines.spine import EVENT_TIMESTAMP
 from feature_store.errors import SourceError, SpineError
-from feature_store.retrieval.spine import EVENT_TIMESTAMP, time_range
+from feature_store.retrieval.spine import time_range
 from feature_store.stores.offline.parquet import ParquetFiles, open_source
 from feature_store.timestamps import MINUTE, micros
 

@@ -22,9 +22,10 @@ from feature_store.adapters.feast.saved_dataset import location_of, saving, writ
 from feature_store.adapters.feast.settings import engine_config, local_path
 from feature_store.definitions.repository import Request
 from feature_store.engines.open import open_engine
+from feature_store.engines.spine import EVENT_TIMESTAMP, TimeRange, check_spine
 from feature_store.errors import NotCarried
 from feature_store.retrieval.historical import HistoricalFeatures
-from feature_store.retrieval.spine import EVENT_TIMESTAMP, TimeRange, check_spine, read_spine, spine_of
+from feature_store.retrieval.spine import read_spine, spine_of
 from feature_store.timestamps import moment
 
 

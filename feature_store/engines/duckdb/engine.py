@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from feature_store.aggregations.events import Column, EventLog, Events, evaluate
+from feature_store.definitions.aggregation import reach
 from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import PlainView, StoredView, WindowedView
 from feature_store.engines.duckdb.matching import NONE, Matches, distinct, match
@@ -183,8 +184,7 @@ class DuckDBEngine:
 
     def _window_scan(self, stage: WindowStage, first: int | None, last: int | None) -> Scan:
         """Reads from where the oldest window begins to just before the last time asked for."""
-        reaches = [a.tail(first) if first is not None else None for a in stage.aggregations]
-        start = None if None in reaches else min(r for r in reaches if r is not None)
+        start = None if first is None else reach(stage.aggregations, first)
         return scan(stage.view, _folded(stage), self._root, start, None if last is None else last - 1)
 
 

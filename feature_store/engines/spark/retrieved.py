@@ -23,9 +23,10 @@ from feature_store.engines.engine import Finish
 from feature_store.engines.spark.carriers import decode
 from feature_store.engines.spark.failures import crossing, spark_errors
 from feature_store.engines.spark.session import Session
-from feature_store.engines.spark.spine import EVENT_TIMESTAMP, Bounds, SparkSpine, open_spine
+from feature_store.engines.spark.spine import Bounds, SparkSpine, open_spine
 from feature_store.engines.spark.stages import Sizes, StageRun
 from feature_store.engines.spark.windows import ROW
+from feature_store.engines.spine import EVENT_TIMESTAMP, check_free
 from feature_store.errors import RequestError, SpineError
 from feature_store.plan.historical import HistoricalPlan
 
@@ -61,11 +62,8 @@ class Finishing:
         )
         made = self.finish(pa.Table.from_arrays(columns, schema=schema))
         made = made.rename_columns([*self.spine.names, *made.column_names[len(called) :]])
-        if doubled := [n for n in made.column_names[len(called) :] if n in self.spine.names]:
-            raise SpineError(
-                f"the spine already has a column '{doubled[0]}', the name of a requested feature; rename it, "
-                "or ask for full feature names."
-            )
+        for name in made.column_names[len(called) :]:
+            check_free(name, self.spine)
         return made
 
     def nothing(self) -> pa.Table:
@@ -188,6 +186,7 @@ def _joined(local: pa.Table | None, first: int, made: pa.Table, slim: int) -> pa
         return made
     rows = local.slice(first, len(made))
     for field, column in list(zip(made.schema, made.columns, strict=True))[slim:]:
+        check_free(field.name, local.schema)
         rows = rows.append_column(field, column)
     return rows
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from feature_store.definitions.aggregation import Aggregation
+from feature_store.definitions.aggregation import Aggregation, reach
 from feature_store.engines.spark.scan import TIME
 from feature_store.engines.spark.spine import spark_schema
 from feature_store.timestamps import BEGINNING, END
@@ -66,9 +66,8 @@ def _slices(
         if len(edges) == 2:
             continue
         for number, (begin, end) in enumerate(pairwise(edges), 1):
-            tails = [a.tail(begin) for a in aggregations] if begin != BEGINNING else [BEGINNING]
             index.append(i)
-            found.append((number, begin, end, min(t for t in tails if t is not None)))
+            found.append((number, begin, end, BEGINNING if begin == BEGINNING else reach(aggregations, begin)))
     columns = {name: sampled[name].take(pa.array(index, pa.int64())) for name in keys}
     for place, name in enumerate((SLICE, "begin", "end", "reach")):
         columns[name] = pa.array([row[place] for row in found], pa.int32() if name == SLICE else pa.int64())

@@ -19,18 +19,26 @@ import pyarrow.parquet as pq
 
 from feature_store.definitions.columns import typed
 from feature_store.definitions.repository import Request
-from feature_store.definitions.types import ValueType, of_arrow
+from feature_store.definitions.types import ValueType
 from feature_store.engines.spark.carriers import check_carried, encode
 from feature_store.engines.spark.failures import crossing, spark_errors
 from feature_store.engines.spark.scan import TIME, scan
+from feature_store.engines.spine import (
+    EVENT_TIMESTAMP,
+    TimeRange,
+    check_spine,
+    check_timed,
+    is_query,
+    no_files,
+    table_of,
+    times_of,
+    unreadable,
+)
 from feature_store.errors import SpineError
-from feature_store.timestamps import arrow_micros
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
-
-EVENT_TIMESTAMP = "event_timestamp"
 
 #: Rows of a spine's file that are read at a time.
 BATCH_ROWS = 65_536
@@ -64,19 +72,18 @@ class SparkSpine(Protocol):
 
 
 def open_spine(spark: SparkSession, entity_df: Any, request: Request, root: Path) -> SparkSpine:
-    """The rows of a frame, of Parquet files, of an SQL query, or (an object with `start` and `end`) of a time range.
+    """The rows of a frame, of Parquet files, of an SQL query, or of a time range.
 
     Raises SpineError where they cannot be read, or their columns are not what the request needs.
     """
-    if all(isinstance(getattr(entity_df, edge, None), int) for edge in ("start", "end")):
+    if isinstance(entity_df, TimeRange):
         return _query_rows(spark, _between(spark, request, root, entity_df.start, entity_df.end), request)
-    if not isinstance(entity_df, str | Path):
-        return _table_rows(spark, _table_of(entity_df), request)
-    text = str(entity_df)
-    if not text.lstrip()[:6].upper().startswith(("SELECT", "WITH")):
-        return _file_rows(spark, text, request)
-    with spark_errors("the spine's SQL failed", SpineError, SpineError):
-        return _query_rows(spark, spark.sql(text), request)
+    if is_query(entity_df):
+        with spark_errors("the spine's SQL failed", SpineError, SpineError):
+            return _query_rows(spark, spark.sql(entity_df), request)
+    if isinstance(entity_df, str | Path):
+        return _file_rows(spark, str(entity_df), request)
+    return _table_rows(spark, table_of(entity_df), request)
 
 
 def spark_schema(schema: pa.Schema) -> StructType:
@@ -89,34 +96,17 @@ def spark_schema(schema: pa.Schema) -> StructType:
 # -- what every spine must be ---------------------------------------------------------------------------------------
 
 
-def check_spine(schema: pa.Schema, request: Request) -> None:
-    """Raises SpineError where a spine of this schema lacks a column, holds the time as something else, has two columns
-    of one name, or one of a feature's name; ColumnError where a key is of a type that is none of its own.
+def _check_typed(schema: pa.Schema, request: Request) -> None:
+    """Raises SpineError where a spine of this schema is none; ColumnError where a key is of a type that is none of its
+    own, which the executors would find only with the rows.
     """
-    if doubled := sorted({n for n in schema.names if schema.names.count(n) > 1}):
-        raise SpineError(f"the spine has two columns named '{doubled[0]}'; rename one.")
-    if missing := [c for c in (*request.keys, EVENT_TIMESTAMP) if c not in schema.names]:
-        raise SpineError(
-            f"the spine has no column '{missing[0]}'; it has: {', '.join(schema.names)}. "
-            f"It needs {', '.join([EVENT_TIMESTAMP, *request.keys])}."
-        )
-    time = schema.field(EVENT_TIMESTAMP).type
-    if of_arrow(time) is not ValueType.TIMESTAMP:
-        raise SpineError(f"the spine's {EVENT_TIMESTAMP} is {time}, not a timestamp; convert it first.")
-    if taken := [name for _, name in request.output_columns() if name in schema.names]:
-        raise SpineError(
-            f"the spine already has a column '{taken[0]}', the name of a requested feature; rename it, or ask for full "
-            "feature names."
-        )
+    check_spine(schema, request)
     _asking(schema.empty_table(), pa.array([], pa.int64()), request.keys, ())
 
 
 def _asking(rows: pa.Table, numbers: pa.Array, keys: Mapping[str, ValueType], columns: Sequence[str]) -> pa.Table:
     """Rows of a spine as a frame has them; a missing time stays null."""
-    time = rows[EVENT_TIMESTAMP]
-    if pa.types.is_date(time.type):
-        time = time.cast(pa.timestamp("us"))
-    asking = {"row": numbers, "t": arrow_micros(time)}
+    asking = {"row": numbers, "t": times_of(rows)}
     for i, (name, key_type) in enumerate(keys.items()):
         asking[f"k{i}"] = encode(typed(rows[name], key_type, f"key '{name}' of the spine"))
     return pa.table(asking | {f"c{i}": encode(rows[name]) for i, name in enumerate(columns)})
@@ -134,8 +124,7 @@ def _bounds(frame: DataFrame) -> Bounds:
     with spark_errors("the spine could not be read", SpineError, SpineError):
         found = frame.agg(fn.count("row"), fn.count("t"), fn.min("t"), fn.max("t")).collect()[0]
     rows, timed, first, last = found
-    if rows > timed:
-        raise SpineError(f"the spine's {EVENT_TIMESTAMP} is null in {rows - timed} rows; every row needs a time.")
+    check_timed(rows - timed)
     return Bounds(rows, first or 0, last or 0)
 
 
@@ -165,36 +154,13 @@ class TableRows:
 
     def bounds(self) -> Bounds:
         times = _asking(self.table, pa.array(np.arange(len(self.table))), self.keys, ())["t"]
-        if times.null_count:
-            raise SpineError(
-                f"the spine's {EVENT_TIMESTAMP} is null in {times.null_count} rows; every row needs a time."
-            )
+        check_timed(times.null_count)
         numbers = np.asarray(times)
-        return (
-            Bounds(len(numbers), int(numbers.min(initial=0)), int(numbers.max(initial=0)))
-            if len(numbers)
-            else Bounds(0, 0, 0)
-        )
-
-
-def _table_of(entity_df: Any) -> pa.Table:
-    if isinstance(entity_df, pa.Table):
-        return entity_df
-    if type(entity_df).__module__.startswith("polars"):
-        return entity_df.to_arrow()
-    if type(entity_df).__module__.startswith("pandas"):
-        try:
-            return pa.Table.from_pandas(entity_df, preserve_index=False)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise SpineError(f"the spine's columns must each hold one type: {error}") from error
-    raise SpineError(
-        f"a spine cannot be a {type(entity_df).__name__}; give a pandas or Polars frame, an Arrow table, "
-        "the path of a Parquet file, or SQL."
-    )
+        return Bounds(len(numbers), int(numbers.min()), int(numbers.max())) if len(numbers) else Bounds(0, 0, 0)
 
 
 def _table_rows(spark: SparkSession, table: pa.Table, request: Request) -> TableRows:
-    check_spine(table.schema, request)
+    _check_typed(table.schema, request)
     return TableRows(spark, table, request.keys)
 
 
@@ -239,7 +205,7 @@ def _file_rows(spark: SparkSession, text: str, request: Request) -> FileRows:
         try:
             footer = pq.read_metadata(file)
         except (OSError, pa.ArrowInvalid) as error:
-            raise SpineError(f"the spine {text} cannot be read as Parquet: {error}") from error
+            raise unreadable(text, error) from error
         here = footer.schema.to_arrow_schema()
         schema = schema or here
         if other := [f for f in schema if here.get_field_index(f.name) < 0 or here.field(f.name).type != f.type]:
@@ -249,8 +215,8 @@ def _file_rows(spark: SparkSession, text: str, request: Request) -> FileRows:
             pieces.append(Piece(file, group, first, rows))
             first += rows
     if schema is None:
-        raise SpineError(f"the spine {text} cannot be read as Parquet: there is no such file.")
-    check_spine(schema, request)
+        raise no_files(text)
+    _check_typed(schema, request)
     return FileRows(spark, schema, tuple(pieces), request.keys)
 
 
@@ -322,7 +288,7 @@ def _query_rows(spark: SparkSession, rows: DataFrame, request: Request) -> Query
                 "convert it, or leave it out."
             ) from error
     schema = pa.schema(fields)
-    check_spine(schema, request)
+    _check_typed(schema, request)
     with spark_errors("the spine's SQL failed", SpineError, SpineError):
         return QueryRows(_numbered(rows), schema, request.keys)
 

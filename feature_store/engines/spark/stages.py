@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from feature_store.definitions.aggregation import reach
 from feature_store.definitions.types import ValueType
 from feature_store.engines.spark.failures import crossing
 from feature_store.engines.spark.scan import CREATED, TIME, Scan, scan
@@ -154,8 +155,7 @@ def window_scan(stage: WindowStage, root: Path, first: int | None, last: int | N
     """Reads from where the oldest window begins to just before the last time asked for."""
     types = stage.view.column_types()
     columns = {a.column: types.get(a.column) for a in stage.aggregations if a.column != "*"}
-    tails = [None if first is None else a.tail(first) for a in stage.aggregations]
-    start = None if None in tails else min((t for t in tails if t is not None), default=None)
+    start = None if first is None else reach(stage.aggregations, first)
     return scan(stage.view, columns, root, start, None if last is None else last - 1)
 
 

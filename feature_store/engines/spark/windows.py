@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_store.aggregations.events import Column, Events, evaluate
-from feature_store.definitions.aggregation import Aggregation
+from feature_store.definitions.aggregation import Aggregation, reach
 from feature_store.definitions.types import ValueType
 from feature_store.engines.spark.carriers import encode
 from feature_store.engines.spark.scan import CREATED, TIME
@@ -108,9 +108,9 @@ class WindowFold:
     def _still_reached(self, rows: pa.Table, number: np.ndarray, asks: np.ndarray) -> pa.Table:
         """The events of the last entity that a window of a row at or after the last time may hold."""
         times = _numbers(rows, TIME)
-        tails = [a.tail(int(times[-1])) for a in self.aggregations]
-        start = BEGINNING if None in tails else min(t for t in tails if t is not None)
-        return rows.filter(pa.array(~asks & (number == number[-1]) & (times >= start)))
+        start = reach(self.aggregations, int(times[-1]))
+        held = ~asks & (number == number[-1])
+        return rows.filter(pa.array(held if start is None else held & (times >= start)))
 
 
 def _numbers(rows: pa.Table, name: str) -> np.ndarray:
