@@ -18,7 +18,7 @@ from feature_store.definitions.repository import Definitions
 from feature_store.definitions.view import PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
 from feature_store.engines.open import open_engine
-from feature_store.engines.stream.admission import admit
+from feature_store.engines.stream.admission import admit, admit_rows, admit_table
 from feature_store.errors import ConfigError, RequestError, SpineError, UnknownName
 from feature_store.retrieval.historical import HistoricalFeatures
 from feature_store.retrieval.online import AsOf, OnlineFeatures, Prepared
@@ -26,6 +26,7 @@ from feature_store.retrieval.spine import Moment, read_spine, time_range
 from feature_store.retrieval.training_set import TrainingSet, rebuild_training_set, write_training_set
 from feature_store.stores.online.appending import Appended, Batch, Position, append
 from feature_store.stores.online.filling import bootstrap
+from feature_store.stores.online.keys import entity_key
 from feature_store.stores.online.open import open_backend
 from feature_store.stores.online.store import OnlineStore
 from feature_store.timestamps import END
@@ -173,6 +174,24 @@ class FeatureLayer:
             logger.warning("view '%s': %d rows without a key or a time were skipped", view.name, log.skipped)
         show = (lambda done, of: progress(view.name, done, of)) if progress else None
         return bootstrap(online, log, now, until, show, space)
+
+    def write_to_online_store(self, view: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> int:
+        """Writes rows of a plain view, as an Arrow table or as a few mappings; says how many entities.
+
+        Columns have the source's names. Of one entity the newer event time wins, then the newer created time, whatever
+        comes first and whoever else writes. Raises RequestError for rows that do not fit the view, and for a windowed
+        view: its values are folded from raw events, which `append_events` takes.
+        """
+        stored = self.definitions.stored_view(view)
+        if isinstance(stored, WindowedView):
+            raise RequestError(
+                view, "is windowed: its values are folded from events; push the raw events, not ready aggregates"
+            )
+        online, now = self.store.plain(stored), self.clock.now()
+        if isinstance(rows, pa.Table):
+            return online.write(admit_table(stored, rows), now)
+        entities, admitted = admit_rows(stored, rows)
+        return online.write_rows([entity_key(values) for values in entities], admitted, now)
 
     def append_events(
         self, push_source: str, rows: pa.Table, partition: int = 0, offset: int | None = None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +14,10 @@ import pyarrow.compute as pc
 from feature_store.aggregations.events import Column, Events
 from feature_store.definitions.columns import typed
 from feature_store.definitions.types import ValueType, of_arrow
-from feature_store.definitions.view import WindowedView
+from feature_store.definitions.view import PlainView, StoredView, WindowedView
 from feature_store.errors import ColumnError, RequestError
-from feature_store.timestamps import BEGINNING, END, HOUR, arrow_micros, iso
+from feature_store.stores.online.rows import CREATED, TIME, Row
+from feature_store.timestamps import BEGINNING, END, HOUR, arrow_micros, iso, micros
 
 #: How far ahead of its append time an event may be dated.
 MOST_AHEAD = HOUR
@@ -60,7 +64,66 @@ def admit(view: WindowedView, rows: pa.Table, appended_at: int) -> Admitted:
     )
 
 
-def _physical(view: WindowedView, rows: pa.Table, physical: str) -> pa.ChunkedArray:
+def admit_table(view: PlainView, rows: pa.Table) -> pa.Table:
+    """The rows of a plain view as the online store takes them (keys, `__time`, `__created`, features), from raw rows
+    whose columns have the source's names, mapped or as in its file. Raises RequestError as `admit` does.
+    """
+    columns = {key.name: _present(_column(view, rows, key.name, key.type), key.name) for key in view.keys}
+    source = view.source
+    columns[TIME] = _present(_micros(view, rows, source.timestamp_field), source.timestamp_field)
+    created = _micros(view, rows, source.created_field) if source.created_field else pa.nulls(rows.num_rows, pa.int64())
+    columns[CREATED] = created
+    columns |= {f.name: _column(view, rows, f.name, f.type) for f in view.features}
+    return pa.table(columns)
+
+
+def admit_rows(view: PlainView, rows: Sequence[Mapping[str, Any]]) -> tuple[list[tuple], list[Row]]:
+    """The same from a few rows given by name: the key values of each, and the row. Times are datetimes or microseconds.
+
+    Raises RequestError for a row that lacks a column or a key; values of a wrong type are the store's to refuse.
+    """
+    keys = [key.name for key in view.keys]
+    features = [f.name for f in view.features]
+    times = {f.name for f in view.features if f.type.element is ValueType.TIMESTAMP}
+    time, created = view.source.timestamp_field, view.source.created_field
+    time = view.source.field_mapping.get(time, time)
+    try:
+        entities = [tuple([row[name] for name in keys]) for row in rows]
+        admitted = [
+            Row(
+                _moment(time, row[time]),
+                BEGINNING if created is None or row[created] is None else _moment(created, row[created]),
+                tuple([row[name] for name in features]) if not times else _values(row, features, times),
+            )
+            for row in rows
+        ]
+    except KeyError as error:
+        raise RequestError(str(error.args[0]), f"is missing; view '{view.name}' needs it in every row") from error
+    if any(None in entity for entity in entities):
+        raise RequestError(keys[0], "or another key is null; every row needs its keys")
+    return entities, admitted
+
+
+def _values(row: Mapping[str, Any], features: Sequence[str], times: set[str]) -> tuple:
+    """A row's features, those that are times (or lists of them) as microseconds."""
+    return tuple([_moments(name, row[name]) if name in times else row[name] for name in features])
+
+
+def _moments(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_moments(name, one) for one in value]
+    return None if value is None else _moment(name, value)
+
+
+def _moment(name: str, value: Any) -> int:
+    if isinstance(value, dt.datetime):
+        return micros(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise RequestError(name, f"is a {type(value).__name__}, not a time")
+
+
+def _physical(view: StoredView, rows: pa.Table, physical: str) -> pa.ChunkedArray:
     """A column by its name in the source's files; the rows may give it that name or the mapped one."""
     mapped = view.source.field_mapping.get(physical, physical)
     given = [name for name in dict.fromkeys((physical, mapped)) if name in rows.column_names]
@@ -71,7 +134,7 @@ def _physical(view: WindowedView, rows: pa.Table, physical: str) -> pa.ChunkedAr
     raise RequestError(physical, f"is missing; view '{view.name}' needs it; there are: {', '.join(rows.column_names)}")
 
 
-def _column(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:
+def _column(view: StoredView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:
     column = _physical(view, rows, view.source.physical(name))
     try:
         return typed(column, wanted, f"column '{name}'")
@@ -109,7 +172,7 @@ def _counted(view: WindowedView, rows: pa.Table, name: str, wanted: ValueType) -
     return _column(view, rows, name, wanted)
 
 
-def _micros(view: WindowedView, rows: pa.Table, name: str) -> pa.Array:
+def _micros(view: StoredView, rows: pa.Table, name: str) -> pa.Array:
     column = _physical(view, rows, name)
     if of_arrow(column.type) is not ValueType.TIMESTAMP:
         raise RequestError(name, f"is {column.type}, not a timestamp")

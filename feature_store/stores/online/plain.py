@@ -66,6 +66,24 @@ class PlainOnline(OnlineView):
         assert self._seen is not None
         return self._write(self._seen[2], table, now)
 
+    def write_rows(self, entities: Sequence[bytes], rows: Sequence[Row], now: int) -> int:
+        """The same for a few rows, given beside their entities. Raises RequestError for a value of the wrong type."""
+        if self._seen is None:
+            if not self.generations.exists():
+                self.generations.publish(self.generations.begin(), BEGINNING, BEGINNING)
+            self.notice(self.backend.get([self._record_key])[0])
+        assert self._seen is not None
+        by_entity: dict[bytes, list[Row]] = {}
+        for entity, row in zip(entities, rows, strict=True):
+            by_entity.setdefault(entity, []).append(row)
+        encoded = [self._codec.checked(row) for row in rows]
+        undecided: Iterable[bytes] = by_entity
+        if len(by_entity) == len(rows) and max((row.time for row in rows), default=now) <= now:
+            undecided = self._offer(self._seen[2], dict(zip(entities, encoded, strict=True)))
+        if undecided:
+            self._merge(self._seen[2], undecided, by_entity, now)
+        return len(by_entity)
+
     def _write(self, space: Keyspace, table: pa.Table, now: int) -> int:
         entities: set[bytes] = set()
         for low in range(0, table.num_rows, _CHUNK):

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import PlainView
-from feature_store.errors import CorruptState
+from feature_store.errors import CorruptState, RequestError
 from feature_store.stores.online.backend import KEPT, REPLACED, UNDECIDED
 from feature_store.stores.online.blocks import Block
 from feature_store.stores.online.values import from_arrow, is_variable
@@ -136,6 +136,11 @@ class RowCodec:
         return [i for group in self._groups for i in group.features]
 
     @cached_property
+    def _in_order(self) -> bool:
+        """Whether a row's fixed-width values lie in the order of its features, and are all there is."""
+        return self._fixed == list(range(len(self.view.features)))
+
+    @cached_property
     def _variable(self) -> list[int]:
         return [i for i, f in enumerate(self.view.features) if is_variable(f.type) or f.type.is_list]
 
@@ -167,10 +172,29 @@ class RowCodec:
         header = _HEADER.pack(_MAGIC, _VERSION, waiting, len(rows), self.fingerprint)
         return b"".join([header, *map(self._encode, rows)])
 
+    def checked(self, row: Row) -> bytes:
+        """The value of one row that comes from outside. Raises RequestError for a feature of the wrong type."""
+        try:
+            return self._one_row + self._encode(row)
+        except (struct.error, TypeError, AttributeError, ValueError, OverflowError) as error:
+            for field, value in zip(self.view.features, row.values, strict=True):
+                if not _is_of(value, field.type):
+                    raise RequestError(
+                        field.name, f"is a {type(value).__name__}, no {field.type.feast_name}"
+                    ) from error
+            raise
+
     def _encode(self, row: Row) -> bytes:
-        nulls = sum((v is None) << i for i, v in enumerate(row.values))
-        fixed = self._struct.pack(*(0 if row.values[i] is None else row.values[i] for i in self._fixed))
-        data = [_variable_bytes(row.values[i], self.view.features[i].type) for i in self._variable]
+        values, nulls = row.values, 0
+        if None in values:
+            nulls = sum((v is None) << i for i, v in enumerate(values))
+        if nulls or not self._in_order:
+            fixed = self._struct.pack(*[0 if values[i] is None else values[i] for i in self._fixed])
+        else:
+            fixed = self._struct.pack(*values)
+        if not self._variable:
+            return b"".join((_ROW.pack(row.time, row.created), nulls.to_bytes(self._null_bytes, "little"), fixed))
+        data = [_variable_bytes(values[i], self.view.features[i].type) for i in self._variable]
         lengths = struct.pack(f"<{len(data)}I", *map(len, data))
         times = _ROW.pack(row.time, row.created)
         return b"".join([times, nulls.to_bytes(self._null_bytes, "little"), fixed, lengths, *data])
@@ -432,6 +456,19 @@ def _fixed_values(column: pa.ChunkedArray, dtype: np.dtype) -> np.ndarray:
     if array.null_count:
         array = array.fill_null(0)
     return array.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+
+
+def _is_of(value: Any, value_type: ValueType) -> bool:
+    """Whether a stored value may be of a type, null included."""
+    if value is None:
+        return True
+    if value_type.is_list:
+        return isinstance(value, list) and all(_is_of(v, value_type.element) for v in value)
+    kinds = {ValueType.STRING: str, ValueType.BYTES: bytes}
+    if value_type in kinds:
+        return isinstance(value, kinds[value_type])
+    bits = 31 if value_type is ValueType.INT32 else 63
+    return isinstance(value, int | float) if value_type.is_float else isinstance(value, int) and abs(value) < 1 << bits
 
 
 def _variable_bytes(value: Any, value_type: ValueType) -> bytes:
