@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import html
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -24,17 +21,13 @@ from feature_store.clock import Clock
 from feature_store.errors import IsochronError
 from feature_store.layer import FeatureLayer
 from feature_store.monitoring.metrics import ServingMetrics
-from feature_store.stores.online.appending import Appended
 from feature_store.timestamps import iso
 from models.booster import FraudModel
 from serving.decision_log import Decision, DecisionLog
-from serving.errors import BodyTooLarge, WrongMediaType, body_of, status_of
 from serving.health import Readiness
 from serving.predictor import MAX_AHEAD, SERVICE, Predictor
-from serving.push import push
+from serving.routes import answer_metrics, answer_push, json_answer, not_served, read_body, refusal
 from serving.schemas import PushRequest, PushResponse, ScoreRequest, ScoreResponse, decode
-
-logger = logging.getLogger(__name__)
 
 #: Bytes. A transaction takes some 200; a push of 16 MiB some 100,000 events.
 LONGEST_TRANSACTION = 16 * 1024
@@ -130,10 +123,10 @@ class _Routes:
 
     async def score(self, request: Request) -> Response:
         started = self.timer()
-        transaction = decode(ScoreRequest, await _body_of(request, LONGEST_TRANSACTION))
-        decision = self.predictor.score(transaction)
+        body = await read_body(request.scope["headers"], request.receive, LONGEST_TRANSACTION)
+        decision = self.predictor.score(decode(ScoreRequest, body))
         self.log.append(decision)
-        answer = _json(_answer(decision))
+        answer = json_answer(_answer(decision))
         self._count(decision, self.timer() - started)
         return answer
 
@@ -144,25 +137,17 @@ class _Routes:
             self.metrics.unknown_entities.labels(key).inc()
 
     async def push(self, request: Request) -> Response:
-        body = await _body_of(request, LONGEST_PUSH)
-        # A push waits for the disk (its commit is synced) and may be long: in a thread, so that scores go on meanwhile.
-        appended = await run_in_threadpool(self._push, body)
-        for view, done in appended.items():
-            self.metrics.events_applied.labels(view).inc(done.applied)
-            self.metrics.events_repeated.labels(view).inc(done.repeated)
-        return _json({"views": {view: asdict(done) for view, done in appended.items()}})
-
-    def _push(self, body: bytes) -> dict[str, Appended]:
-        return push(self.layer, decode(PushRequest, body))
+        body = await read_body(request.scope["headers"], request.receive, LONGEST_PUSH)
+        return await answer_push(self.layer, body, self.metrics)
 
     async def health(self) -> Response:
         served = {"model_version": self.predictor.model.version, "fingerprint": self.predictor.handle.fingerprint}
         if not_ready := self.readiness.not_ready():
-            return _json({"status": "not ready", "not_ready": not_ready, **served}, 503)
-        return _json({"status": "ready", **served})
+            return json_answer({"status": "not ready", "not_ready": not_ready, **served}, 503)
+        return json_answer({"status": "ready", **served})
 
     async def measured(self) -> Response:
-        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return answer_metrics(self.metrics.registry)
 
     async def page(self) -> Response:
         shown = {
@@ -187,31 +172,10 @@ def _answer(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")
-
-
-async def _body_of(request: Request, most: int) -> bytes:
-    """The bytes of a JSON body. Raises WrongMediaType, or BodyTooLarge before more than `most` bytes are held."""
-    declared = request.headers.get("content-type", "").partition(";")[0]
-    if declared.strip().lower() != "application/json":
-        raise WrongMediaType()
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise BodyTooLarge(most)
-    return bytes(body)
-
-
 def _refusing(metrics: ServingMetrics) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, IsochronError)
-        metrics.refused_requests.labels(request.scope["route"].path, type(error).__name__).inc()
-        status = status_of(error)
-        if status == 500:
-            logger.error("%s failed: %s", request.scope["route"].path, error, exc_info=error)
-        return _json(body_of(error), status)
+        return refusal(error, request.scope["route"].path, metrics)
 
     return refuse
 
@@ -219,9 +183,7 @@ def _refusing(metrics: ServingMetrics) -> Callable[[Request, Exception], Awaitab
 async def _not_served(_: Request, error: Exception) -> Response:
     """A path or method that is not served, in the shape of the other errors."""
     assert isinstance(error, HTTPException)
-    answer = _json({"error": "NotServed", "message": f"{error.detail}.", "retryable": False}, error.status_code)
-    answer.headers.update(error.headers or {})
-    return answer
+    return not_served(error.status_code, error.detail, dict(error.headers or {}))
 
 
 def _page(shown: dict[str, str]) -> str:

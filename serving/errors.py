@@ -9,11 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from feature_store.errors import (
+    BootstrapSuperseded,
+    DefinitionError,
     IsochronError,
     ModelError,
     NotExactOnline,
     PositionGap,
     RequestError,
+    StoreDenied,
+    StoreError,
     StoreNotReady,
     UnknownName,
 )
@@ -43,16 +47,34 @@ class BodyTooLarge(IsochronError):
         super().__init__(f"the body is longer than {most:,} bytes; send less at once.")
 
 
+class FunctionFailed(IsochronError):
+    """An on-demand view's function raised an error on the values that a request carries, or gave what is no value of
+    its features' types.
+    """
+
+    def __init__(self, error: OnDemandError) -> None:
+        self.view = error.view
+        super().__init__(f"{error} If the request's values are right, the function is to be mended.")
+
+
+#: An error's text goes to the client up to this many characters: it may repeat what a request named.
+_LONGEST_MESSAGE = 4_000
+
 #: An error's status is that of its own type or the nearest base; an error of ours that is not here is our fault.
 STATUS: dict[type, int] = {
     NotJson: 400,
     UnknownName: 404,
     NotExactOnline: 409,
     PositionGap: 409,
+    BootstrapSuperseded: 409,
     BodyTooLarge: 413,
     WrongMediaType: 415,
     RequestError: 422,
+    DefinitionError: 422,
+    FunctionFailed: 422,
     StoreNotReady: 503,
+    StoreError: 503,
+    StoreDenied: 500,
     ModelError: 503,
     DecisionNotLogged: 503,
     IsochronError: 500,
@@ -66,6 +88,9 @@ _FACTS: dict[type, tuple[str, ...]] = {
     NotExactOnline: ("view",),
     PositionGap: ("view", "partition", "expected", "offered"),
     OnDemandError: ("view",),
+    FunctionFailed: ("view",),
+    DefinitionError: ("view",),
+    BootstrapSuperseded: ("view",),
 }
 
 
@@ -80,6 +105,6 @@ def body_of(error: IsochronError) -> dict[str, Any]:
     return {
         "error": type(error).__name__,
         **{name: getattr(error, name) for name in facts},
-        "message": str(error),
+        "message": str(error)[:_LONGEST_MESSAGE],
         "retryable": error.retryable,
     }

@@ -85,17 +85,44 @@ class PushRequest(_Strict):
 
 
 class PushedView(_Strict):
-    """What a push did to one view: rows `applied`, rows `repeated` (applied before), and the `next` offset."""
+    """What a push did to a windowed view: rows `applied`, rows `repeated` (applied before), and the `next` offset."""
 
     applied: int
     repeated: int
     next: int
 
 
+class WrittenView(_Strict):
+    """Rows given to a plain view: how many entities they were of. Of each the newer event time stays."""
+
+    entities: int
+
+
 class PushResponse(_Strict):
     """What a push did, by view."""
 
-    views: dict[str, PushedView]
+    views: dict[str, PushedView | WrittenView]
+
+
+class WriteRequest(_Strict):
+    """Rows of a plain view, in the shape that Feast's remote client sends.
+
+    `df` holds join keys, features and times as lists; a time is ISO 8601 text, or whole seconds since the epoch; bytes
+    are base64 text. The time columns have the names in the view's source, or `event_timestamp` and `created`. The other
+    two fields mean nothing here, as in a push.
+    """
+
+    feature_view_name: Name
+    df: dict[Name, list[Any]]
+    allow_registry_cache: bool = True
+    transform_on_write: bool = True
+
+
+class WriteResponse(_Strict):
+    """What was written to a view: rows of so many `entities`."""
+
+    view: str
+    entities: int
 
 
 Model = TypeVar("Model", bound=BaseModel)
