@@ -84,10 +84,18 @@ class OnlineFeatures:
         as_of: np.ndarray,
         keys: Mapping[str, KeyColumn],
         parts: Mapping[str, Part],
-        places: Mapping[str, Place],
+        layout: Mapping[str, tuple[str, int, str | None]],
     ) -> None:
         self.request, self.as_of = request, as_of
-        self.key_columns, self.parts, self.places = keys, parts, places
+        self.key_columns, self.parts, self.layout = keys, parts, layout
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Where each column comes from, in the request's order."""
+        return {
+            name: Place(self.parts[part], feature) if key is None else Place(None, 0, self.key_columns[key])
+            for name, (part, feature, key) in self.layout.items()
+        }
 
     @cached_property
     def keys(self) -> dict[str, pa.Array]:
@@ -142,16 +150,10 @@ class OnlineFeatures:
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Keys, then features, as lists of Python values (None is null; times are aware datetimes)."""
-        answer = {name: list(column.values) for name, column in self.key_columns.items()}
-        lists: dict[int, list[list[Any]]] = {}
-        for name, place in self.places.items():
-            if place.part is None:
-                answer[name] = list(place.key.values)  # type: ignore[union-attr]
-                continue
-            made = lists.get(id(place.part))
-            if made is None:
-                made = lists[id(place.part)] = place.part.block.python()
-            answer[name] = made[place.feature]
+        answer = {name: column.values[:] for name, column in self.key_columns.items()}
+        lists = {name: part.block.python() for name, part in self.parts.items()}
+        for name, (part, feature, key) in self.layout.items():
+            answer[name] = lists[part][feature] if key is None else self.key_columns[key].values[:]
         return answer
 
     def to_numpy(self, columns: Sequence[str] | None = None) -> np.ndarray:
@@ -309,46 +311,58 @@ class Prepared:
     def _put_together(
         self, read: list[Part], keys: Mapping[str, KeyColumn], given: Mapping[str, pa.Array], times: np.ndarray
     ) -> OnlineFeatures:
-        parts: dict[str, Part] = {}
-        found: dict[str, Place] = {}
-        for group, part in zip(self._groups, read, strict=True):
-            parts[group.refs[0].shown_as] = part
-            for name, feature, key in group.columns:
-                found[name] = Place(part, feature) if key is None else Place(None, 0, keys[key])
+        parts = {group.name: part for group, part in zip(self._groups, read, strict=True)}
         for view in self._on_demand:
-            self._compute(view, given, len(times), found)
-        places = {column: found[name] for column, name in self._order}
-        return OnlineFeatures(self.request, times, keys, parts, places)
+            parts[view.name] = self._compute(view, keys, given, len(times), parts)
+        return OnlineFeatures(self.request, times, keys, parts, self._layout)
 
     @cached_property
-    def _order(self) -> list[tuple[str, str]]:
-        """For each column of the answer the working name of what it shows."""
-        made = []
+    def _stored(self) -> dict[str, tuple[str, int, str | None]]:
+        """By working name of a stored feature the part it comes from and its place there, or the entity column."""
+        return {name: (g.name, place, key) for g in self._groups for name, place, key in g.columns}
+
+    @cached_property
+    def _layout(self) -> dict[str, tuple[str, int, str | None]]:
+        """The same for each column of the answer, in order."""
+        outputs = {view.name: [f.name for f in view.features] for view in self._on_demand}
+        made: dict[str, tuple[str, int, str | None]] = {}
         for ref, column in zip(self.request.refs, self.request.columns, strict=True):
-            on_demand_view = isinstance(self.request.definitions.view(ref.view), OnDemandView)
-            made.append((column, f"{ref.view}__{ref.feature}" if on_demand_view else working_name(ref)))
+            if ref.view in outputs:
+                made[column] = (ref.view, outputs[ref.view].index(ref.feature), None)
+            else:
+                made[column] = self._stored[working_name(ref)]
         return made
 
-    def _compute(self, view: OnDemandView, given: Mapping[str, pa.Array], rows: int, found: dict[str, Place]) -> None:
+    def _compute(
+        self,
+        view: OnDemandView,
+        keys: Mapping[str, KeyColumn],
+        given: Mapping[str, pa.Array],
+        rows: int,
+        parts: Mapping[str, Part],
+    ) -> Part:
         """Runs one on-demand view on what was read and what the request carries."""
-        arrays = {ref: _arrow(found[working_name(ref)]) for ref in view.inputs}
+        arrays = {}
+        for ref in view.inputs:
+            part, feature, key = self._stored[working_name(ref)]
+            arrays[ref] = parts[part].block.arrow(feature) if key is None else keys[key].arrow
         inputs = {ref.feature: array for ref, array in arrays.items()}
         inputs |= {ref.column(full_names=True): array for ref, array in arrays.items()}
         inputs |= {f.name: given[f.name] for f in view.request}
         outputs = on_demand.run(view, inputs, rows)
         types = [field.type for field in view.features]
-        part = Part(Columns(list(outputs), types, rows, list(outputs.values())))
-        for i, name in enumerate(outputs):
-            found[f"{view.name}__{name}"] = Place(part, i)
+        return Part(Columns(list(outputs), types, rows, list(outputs.values())))
 
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """One view of a request: `wanted` are its features, `columns` what is shown of it: a working name with the place
-    among those wanted, or with the entity column of a reference to a join key; `keys` the entity columns of its join
-    keys, in their order.
+    """One view of a request, by the name it is shown as.
+
+    `wanted` are its features, `columns` what is shown of it: a working name with the place among those wanted, or with
+    the entity column of a reference to a join key; `keys` the entity columns of its join keys, in their order.
     """
 
+    name: str
     online: OnlineView
     view: StoredView
     refs: list[FeatureRef]
@@ -364,7 +378,8 @@ class _Group:
         for ref in refs:
             key = ref.key_column(ref.feature) if ref.feature in key_names else None
             columns.append((working_name(ref), 0 if key else wanted.index(ref.feature), key))
-        return cls(online, view, refs, wanted, columns, [refs[0].key_column(name) for name in key_names])
+        keys = [refs[0].key_column(name) for name in key_names]
+        return cls(refs[0].shown_as, online, view, refs, wanted, columns, keys)
 
     def look_up(self, keys: Mapping[str, KeyColumn], rows: int) -> Lookup:
         return self.online.look_up(self._entities([keys[name] for name in self.keys], rows))
@@ -387,13 +402,6 @@ def _shares(lookups: Sequence[Lookup], values: Sequence[bytes | None]) -> list[S
         shares.append(values[at : at + len(lookup.keys)])
         at += len(lookup.keys)
     return shares
-
-
-def _arrow(place: Place) -> pa.Array:
-    if place.part is not None:
-        return place.part.block.arrow(place.feature)
-    assert place.key is not None
-    return place.key.arrow
 
 
 def _past_status(view: PlainView, asked: int, time: int | None) -> tuple[Status | None, int]:

@@ -5,7 +5,7 @@ only when somebody asks for them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,10 @@ class Block:
 
     def python(self) -> list[list[Any]]:
         """Per feature its values as a person writes them: times are aware datetimes, booleans booleans."""
-        return [python_values(values, t) for values, t in zip(self.lists(), self.types, strict=True)]
+        lists = self.lists()
+        for i in _converted(self.types):
+            lists[i] = python_values(lists[i], self.types[i])
+        return lists
 
 
 class Lists(Block):
@@ -84,7 +87,7 @@ class Lists(Block):
         return [None] * len(self.names)
 
     def lists(self) -> list[list[Any]]:
-        return [list(values) for values in self._lists]
+        return [values[:] for values in self._lists]
 
 
 class Columns(Block):
@@ -146,6 +149,12 @@ def _narrowed(values: np.ndarray, value_type: ValueType) -> np.ndarray:
         with np.errstate(over="ignore"):
             return values.astype(np.float32)
     return values
+
+
+@lru_cache(maxsize=1_024)
+def _converted(types: tuple[ValueType, ...]) -> tuple[int, ...]:
+    """Which features are stored otherwise than a person writes them."""
+    return tuple(i for i, t in enumerate(types) if t.element in (ValueType.TIMESTAMP, ValueType.BOOL))
 
 
 def python_values(values: list[Any], value_type: ValueType) -> list[Any]:

@@ -50,8 +50,16 @@ def entity_key(values: Sequence[KeyValue]) -> bytes:
     return b"".join(map(_encode, values))
 
 
+def buckets_of(entities: Sequence[bytes]) -> list[int]:
+    """The bucket of each entity."""
+    crc32 = zlib.crc32
+    return [crc32(entity) & 255 for entity in entities]
+
+
 def integer_keys(values: np.ndarray) -> list[bytes]:
     """The bytes of many entities whose one join key is an integer (int64)."""
+    if len(values) == 1:
+        return [_encode(int(values[0]))]
     flipped = (values.astype(np.int64) ^ np.int64(-(2**63))).astype(">i8").tobytes()
     return [b"i" + flipped[at : at + 8] for at in range(0, len(flipped), 8)]
 
@@ -145,7 +153,7 @@ class Keyspace:
     def entities(self, kind: bytes, entities: Sequence[bytes], buckets: Sequence[int]) -> list[bytes]:
         """The same for many entities, whose buckets are known."""
         prefixes = self._prefixes[kind]
-        room = LONGEST_KEY - len(prefixes[0])
-        if max(map(len, entities), default=0) > room:
+        keys = [prefixes[bucket] + entity for bucket, entity in zip(buckets, entities, strict=True)]
+        if max(map(len, keys), default=0) > LONGEST_KEY:
             return [self.entity(kind, entity) for entity in entities]
-        return [prefixes[bucket] + entity for bucket, entity in zip(buckets, entities, strict=True)]
+        return keys

@@ -23,6 +23,8 @@ from feature_store.timestamps import BEGINNING
 
 __all__ = ["CREATED", "TIME", "PlainOnline"]
 
+_ONE = np.ones(1, bool)
+
 #: Rows written at once: what is held in memory, and how long the store is kept busy by one request, stay bounded.
 _CHUNK = 20_000
 
@@ -204,7 +206,7 @@ class PlainOnline(OnlineView):
             time, row = single
             if self._current(time, int(times[0])):
                 block = Lists(chosen.names, chosen.types, 1, [[value] for value in chosen.pick(row)])
-                return ViewRead(block, np.ones(1, bool), found.generation, found.buckets, None, None, np.array([time]))
+                return ViewRead(block, _ONE, found, None, None, np.array([time]))
         return self._packed(chosen, values, times, found) or self._one_by_one(chosen, values, times, found)
 
     def _current(self, time: int, asked: int) -> bool:
@@ -239,7 +241,7 @@ class PlainOnline(OnlineView):
             lines = np.where(old, -1, np.arange(len(values)) if lines is None else lines)
             event_times = np.where(old, BEGINNING, event_times)
         block = PackedRows(chosen, words, lines, data)
-        return ViewRead(block, known, found.generation, found.buckets, None, statuses, event_times)
+        return ViewRead(block, known, found, None, statuses, event_times)
 
     def _one_by_one(self, chosen: Chosen, values: Sequence[bytes | None], times: np.ndarray, found: Found) -> ViewRead:
         """The answer from values that hold several rows."""
@@ -256,8 +258,7 @@ class PlainOnline(OnlineView):
         return ViewRead(
             block,
             known,
-            found.generation,
-            found.buckets,
+            found,
             np.array(exact_from, np.int64),
             statuses,
             np.array(event_times, np.int64),

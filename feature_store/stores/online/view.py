@@ -8,18 +8,19 @@ switch of generations (and looks up again) and a store that lost a part of the v
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from feature_store.definitions.view import StoredView
-from feature_store.errors import CorruptState, StoreNotReady
+from feature_store.errors import StoreNotReady
 from feature_store.stores.online.backend import Backend
 from feature_store.stores.online.blocks import Block
 from feature_store.stores.online.generations import Generations
-from feature_store.stores.online.keys import Keyspace, bucket_of, generation_key
+from feature_store.stores.online.keys import Keyspace, buckets_of, generation_key
 from feature_store.stores.online.records import Bucket, Generation, Positions, read_generation
 from feature_store.stores.online.status import Status
 
@@ -31,16 +32,19 @@ class ViewRead:
     `block` has the values, a row an entity; `statuses` why a row as a whole has none (None: look at each value; None
     for all: no row lacks them); `event_times` the event time of the row behind the values (BEGINNING: none; None for
     all: none has one). `exact_from` is the earliest time that each row can be asked for (None: any), `known` whether
-    the store holds anything of the entity, `generation` what was read, `buckets` each row's bucket record.
+    the store holds anything of the entity, `found` what was read beside the values.
     """
 
     block: Block
     known: np.ndarray
-    generation: Generation
-    buckets: Sequence[bytes | None]
+    found: Found
     exact_from: np.ndarray | None = None
     statuses: list[Status | None] | None = None
     event_times: np.ndarray | None = None
+
+    @property
+    def generation(self) -> Generation:
+        return self.found.generation
 
     @property
     def values(self) -> dict[str, pa.Array]:
@@ -50,7 +54,7 @@ class ViewRead:
     @property
     def positions(self) -> list[Positions]:
         """Per row the log positions that its bucket has folded since the bootstrap of this generation."""
-        return [Bucket.decode(record).partitions if record else {} for record in self.buckets]
+        return [Bucket.decode(record).partitions if record else {} for record in self.found.buckets]
 
 
 class OnlineView(ABC):
@@ -71,13 +75,13 @@ class OnlineView(ABC):
         if self._seen is None:
             return Lookup(self, entities, None, [self._record_key])
         _, generation, space = self._seen
-        asked = [e for e in entities if e is not None]
-        at = [bucket_of(e) for e in asked]
+        asked = [e for e in entities if e is not None] if None in entities else entities
+        at = buckets_of(asked)  # type: ignore[arg-type]
         buckets = list(dict.fromkeys(at))
         records = space.buckets
-        keys = [self._record_key, *(records[bucket] for bucket in buckets)]
+        keys = [self._record_key, *[records[bucket] for bucket in buckets]]
         for kind in self.kinds:
-            keys += space.entities(kind, asked, at)
+            keys += space.entities(kind, asked, at)  # type: ignore[arg-type]
         return Lookup(self, entities, generation, keys, at, buckets)
 
     def notice(self, record: bytes | None) -> Generation:
@@ -117,7 +121,14 @@ class Found:
     """What a look-up found beside the values: the generation, and each row's bucket record."""
 
     generation: Generation
-    buckets: Sequence[bytes | None]
+    lookup: Lookup
+    values: Sequence[bytes | None]
+
+    @cached_property
+    def buckets(self) -> list[bytes | None]:
+        """Each row's bucket record, None for a null key."""
+        records = dict(zip(self.lookup.buckets, self.values[1 : 1 + len(self.lookup.buckets)], strict=True))
+        return self.lookup.spread([records[bucket] for bucket in self.lookup.at])
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,20 +166,13 @@ class Lookup:
 
     def answer(self, names: Sequence[str], values: Sequence[bytes | None], times: np.ndarray) -> ViewRead:
         """What the values that were fetched mean."""
-        count = len(self.buckets)
-        records = dict(zip(self.buckets, values[1 : 1 + count], strict=True))
-        if any(record is None or record[:3] != b"IB\x02" for record in records.values()):
-            raise CorruptState("a bucket record is of no version that can be read; bootstrap the view again.")
-        rest, low = len(self.at), 1 + count
+        rest, low = len(self.at), 1 + len(self.buckets)
         stored = [values[low + k * rest : low + (k + 1) * rest] for k in range(len(self.online.kinds))]
-        of_rows: Sequence[bytes | None] = [records[bucket] for bucket in self.at]
         if rest != len(self.entities):
-            stored = [list(self._spread(some)) for some in stored]
-            of_rows = list(self._spread(of_rows))
-        assert self.generation is not None
-        return self.online.decode(names, stored, times, Found(self.online.notice(values[0]), of_rows))
+            stored = [self.spread(some) for some in stored]
+        return self.online.decode(names, stored, times, Found(self.online.notice(values[0]), self, values))
 
-    def _spread(self, values: Sequence[bytes | None]) -> Iterator[bytes | None]:
+    def spread(self, values: Sequence[bytes | None]) -> list[bytes | None]:
         """Values of entities with keys as values of all rows, None for a null key."""
         following = iter(values)
-        return (None if entity is None else next(following) for entity in self.entities)
+        return [None if entity is None else next(following) for entity in self.entities]

@@ -67,12 +67,13 @@ class WindowedOnline(OnlineView):
         stairs = Staircases(self.codec, bases)
         known = np.array([b is not None or bool(h) for b, h in zip(bases, heads, strict=True)], bool)
         exact_from = stairs.exact_from
-        for row, record in enumerate(found.buckets):
-            if bases[row] is None and record is not None:
-                exact_from[row] = Bucket.decode(record).exact_from
+        if None in bases:
+            for row, record in enumerate(found.buckets):
+                if bases[row] is None and record is not None:
+                    exact_from[row] = Bucket.decode(record).exact_from
         columns = Reading(self, wanted, stairs, bases, heads, times).columns()
         block = Columns(wanted.names, wanted.types, len(times), columns)
-        return ViewRead(block, known, found.generation, found.buckets, exact_from)
+        return ViewRead(block, known, found, exact_from)
 
 
 @dataclass(frozen=True)

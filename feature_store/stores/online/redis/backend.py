@@ -25,6 +25,7 @@ from feature_store.errors import ConfigError
 from feature_store.stores.online.backend import Write
 from feature_store.stores.online.keys import TAG_LENGTH
 from feature_store.stores.online.redis.failures import FINAL, PASSING, refusal
+from feature_store.stores.online.redis.packing import mget
 from feature_store.stores.online.redis.pipelined import PipelinedConnection
 from feature_store.stores.online.redis.script import SCRIPT, call_of, calls, results_of
 from feature_store.stores.online.redis.settings import Connection
@@ -60,6 +61,7 @@ class RedisBackend:
         self._client: Any = None
         self._process = os.getpid()
         self._sha = ""
+        self._held = threading.local()
         self._slots: dict[bytes, int] = {}
         self._open: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], Any]]
         self._open = weakref.WeakKeyDictionary()
@@ -78,7 +80,35 @@ class RedisBackend:
         """The values of keys in one round trip; on a Cluster in one a node."""
         if not keys:
             return []
-        return self._try(lambda client: self._mget_by_bucket(client, keys) if self._clustered else client.mget(keys))
+        if self._clustered:
+            return self._try(lambda client: self._mget_by_bucket(client, keys))
+        command = mget(keys)
+        return self._try(lambda client: self._ask(client, command))
+
+    def _ask(self, client: redis.Redis, command: bytes) -> Any:
+        """The answer to a packed command, on a connection that this thread keeps.
+
+        redis-py's own way takes a connection out of its pool and puts it back, which costs as much as the rest. With
+        Sentinels the pool is asked each time: it notices a new master.
+        """
+        pool = client.connection_pool
+        held = getattr(self._held, "connection", None)
+        if held is None or held[0] is not pool:
+            held = (pool, pool.get_connection())
+        self._held.connection = None
+        try:
+            held[1].send_packed_command([command])
+            answer = held[1].read_response()
+        except BaseException:
+            # Its answer may still come: nobody may take it for that of another question.
+            held[1].disconnect()
+            pool.release(held[1])
+            raise
+        if self._config.redis_type == "redis":
+            self._held.connection = held
+        else:
+            pool.release(held[1])
+        return answer
 
     def _mget_by_bucket(self, client: RedisCluster, keys: Sequence[bytes]) -> list[bytes | None]:
         groups = _by_bucket(keys)
@@ -99,7 +129,7 @@ class RedisBackend:
             if self._clustered:
                 return await self._ask_nodes(keys)
             connection = await self._connection_to(*self._node(None))
-            answer = await connection.send(["MGET", *keys])
+            answer = await connection.send(mget(keys))
             if isinstance(answer, list):
                 return answer
         except exceptions.TimeoutError as error:
@@ -114,7 +144,7 @@ class RedisBackend:
         asked = []
         for tag, places in groups.items():
             connection = await self._connection_to(*self._node(tag))
-            asked.append(connection.send(["MGET", *[keys[place] for place in places]]))
+            asked.append(connection.send(mget([keys[place] for place in places])))
         found: list[bytes | None] = [None] * len(keys)
         for places, values in zip(groups.values(), await asyncio.gather(*asked), strict=True):
             if not isinstance(values, list):

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import hiredis
@@ -53,13 +52,13 @@ class PipelinedConnection(asyncio.Protocol):
 
     async def request(self, *command: str | bytes) -> Any:
         """The answer to a command. Raises the error that Redis answers with, or of a lost connection."""
-        answer = await self.send(command)
+        answer = await self.send(hiredis.pack_command(command))  # type: ignore[arg-type]
         if isinstance(answer, hiredis.ReplyError):
             raise _error(answer)
         return answer
 
-    def send(self, command: Sequence[str | bytes]) -> asyncio.Future[Any]:
-        """Sends a command with those of the same turn of the loop; its answer, an error as a value."""
+    def send(self, command: bytes) -> asyncio.Future[Any]:
+        """Sends a packed command with those of the same turn of the loop; its answer, an error as a value."""
         future = self._loop.create_future()
         if self.closed or self._transport is None:
             future.set_exception(exceptions.ConnectionError("the connection is closed"))
@@ -67,7 +66,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._waiting.append((self._loop.time() + self._timeout, future))
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(tuple(command)))  # type: ignore[arg-type]
+        self._out.append(command)
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout, self._look_after)
         return future
