@@ -14,6 +14,7 @@ from benchmarks.online_sides import HOST, Command, Place, Read
 from benchmarks.repos import apply_repo
 from feature_store import FeatureLayer
 from feature_store.clock import ManualClock, SystemClock
+from feature_store.stores.online.compiled import load
 from feature_store.stores.online.keys import integer_keys
 
 SIDE = "benchmarks.online_isochron:Isochron"
@@ -32,7 +33,7 @@ class Isochron:
 
     @property
     def _repo(self) -> Path:
-        return self._place.folder / "repo"
+        return self._place.folder
 
     def _layer(self, now: int | None = None) -> FeatureLayer:
         """The layer of the side's repository, which is made where there is none; by another clock, if told the time."""
@@ -91,6 +92,8 @@ class Isochron:
             layer.append_events(f"{log.name}_events", recent.slice(start, _FILLED), offset=start)
 
     def window_reader(self, log: EventLog, compiled: bool) -> Callable[[list[int]], Any]:
+        if compiled:
+            load()
         layer = self._layer()
         handle = layer.prepare([f"{log.name}:{name}" for name in WINDOWED])
         until = log.until

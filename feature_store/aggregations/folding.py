@@ -65,32 +65,54 @@ def _compacted(blocks: State, low: np.ndarray, high: np.ndarray) -> tuple[State,
 
 
 def fold_short(values: np.ndarray, low: np.ndarray, high: np.ndarray, measures: Iterable[str]) -> State:
-    """The state of `values[low:high]` for every pair where ranges are few and short: one pass a range, no blocks.
+    """The state of `values[low:high]` for every pair where ranges are few and short.
 
-    Sums are numpy's, from the range alone: equal ranges give equal bits wherever they lie.
+    Sums run from the first value to the last, one by one, so that whoever folds a range by itself gets the same bits.
     """
     length = np.maximum(high - low, 0)
-    state: State = {"n": length.astype(np.int64)}
-    filled = np.flatnonzero(length)
-    # reduceat folds from each index to the next one: every other result is that of a range. It takes no index behind
-    # the last value, hence the one more below.
-    edges = np.stack([low[filled], high[filled]], axis=1).ravel()
+    state: State = {"n": length}
+    spread: tuple[np.ndarray, np.ndarray] | None = None
     for name in measures:
         measure = MEASURES[name]
         if name == "moments":
             state |= _fold(values, low, length, measure)
-            continue
-        lifted = measure.lift(values)
-        for field, none in measure.identity(values.dtype).items():
-            folded = np.full(len(low), none, measure.dtype or values.dtype)
-            if filled.size:
-                folded[filled] = _REDUCED.get(name, np.add).reduceat(np.append(lifted[field], 0), edges)[::2]
-            state[field] = folded
-        if name == "integer_sum":
-            state["sum_high"] += state["sum_low"] >> 32
-            state["sum_low"] &= (1 << 32) - 1
+        elif name in _REDUCED:
+            none = measure.identity(values.dtype)[name]
+            state[name] = _reduced(_REDUCED[name], values, low, high, none)
+        else:
+            spread = spread or _spread(low, length)
+            for field, lifted in measure.lift(values).items():
+                state[field] = _added(lifted, *spread, len(low))
+    if "sum_low" in state:
+        state["sum_high"] += state["sum_low"] >> 32
+        state["sum_low"] &= (1 << 32) - 1
     return state
 
 
-#: What makes one of two values of a measure's field; a sum where nothing else is said.
+def _spread(low: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of every range one after the other, and which range each is of."""
+    number = np.repeat(np.arange(len(low)), length)
+    shift = low - (np.cumsum(length) - length)
+    return np.arange(len(number)) + shift[number], number
+
+
+def _added(values: np.ndarray, places: np.ndarray, number: np.ndarray, count: int) -> np.ndarray:
+    """The sum of each range. Limbs of integers are summed as floats, which is exact for so few of them."""
+    total = np.bincount(number, values[places], count)
+    return total if values.dtype.kind == "f" else total.astype(np.int64)
+
+
+def _reduced(reduce: np.ufunc, values: np.ndarray, low: np.ndarray, high: np.ndarray, none: float) -> np.ndarray:
+    """The least or greatest value of each range; `none` for an empty one."""
+    found = np.full(len(low), none, values.dtype)
+    filled = np.flatnonzero(high > low)
+    if filled.size:
+        # reduceat folds from each index to the next one: every other result is that of a range. It takes no index
+        # behind the last value, hence the one more.
+        edges = np.stack([low[filled], high[filled]], axis=1).ravel()
+        found[filled] = reduce.reduceat(np.append(values, values[-1:]), edges)[::2]
+    return found
+
+
+#: What makes one of two values of a measure's field.
 _REDUCED = {"min": np.minimum, "max": np.maximum}

@@ -31,6 +31,7 @@ from feature_store.errors import NotExactOnline, PositionGap, StoreNotReady, Sto
 from feature_store.retrieval.historical import retrieve
 from feature_store.retrieval.online import Prepared
 from feature_store.stores.online import appending as appending_module
+from feature_store.stores.online import compiled as compiled_module
 from feature_store.stores.online import embedded as embedded_module
 from feature_store.stores.online import filling as filling_module
 from feature_store.stores.online.appending import Appended, Batch, Position, append
@@ -97,6 +98,12 @@ def far_from_greenwich() -> Iterator[None]:
         tzset()
         yield
     tzset()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_folds() -> None:
+    """Reads take the compiled way where they can."""
+    compiled_module.load()
 
 
 @pytest.fixture(scope="module", params=["embedded", "redis"])
@@ -219,6 +226,7 @@ class Stream:
             return
         read = self.read(asked)
         self._check_beside(asked, read)
+        self._check_alike(asked, read)
         exact = [i for i, (_, t) in enumerate(asked) if t >= read.exact_from[i] or not self.flags]
         self.judged, self.flagged = self.judged + len(exact), self.flagged + len(asked) - len(exact)
         events = [self.events(asked[i][0]) for i in exact]
@@ -229,6 +237,14 @@ class Stream:
             aggregations=self.view.aggregations,
             folded=lambda name, row: inside(events[row], self.view.aggregation(name), times[row]),
         )
+
+    def _check_alike(self, asked: Sequence[tuple], read: ViewRead) -> None:
+        """Compiled code, numpy, and a row by itself say the same, to the bit."""
+        values = bits(read)
+        with mock.patch.object(compiled_module, "_compiled", None):
+            assert bits(self.read(asked)) == values
+        for i, one in enumerate(asked):
+            assert bits(self.read([one])) == {name: column[i : i + 1] for name, column in values.items()}
 
     def _check_beside(self, asked: Sequence[tuple], read: ViewRead) -> None:
         """No time is refused that must be exact; entities never seen are unknown; positions are those appended."""
@@ -244,6 +260,14 @@ class Stream:
     def check(self) -> None:
         listed = "\n".join(map(str, self.found[:10]))
         assert not self.found, f"{len(self.found)} of {self.judged} reads differ:\n{listed}"
+
+
+def bits(read: ViewRead) -> dict[str, list[str]]:
+    """A read's values so that equal texts are equal bits, with what stands beside them."""
+    assert read.exact_from is not None
+    beside = {"known": read.known, "exact_from": read.exact_from}
+    columns = {name: array.to_pylist() for name, array in read.values.items()}
+    return {name: list(map(repr, c)) for name, c in columns.items()} | {n: b.tolist() for n, b in beside.items()}
 
 
 class Play:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -90,17 +90,19 @@ class Lists(Block):
         return [values[:] for values in self._lists]
 
 
+FeatureColumn: TypeAlias = "tuple[np.ndarray, np.ndarray | None] | pa.Array"
+"""A feature's values: an Arrow array, or a numpy array with a mask of the values there are (None: all)."""
+
+
 class Columns(Block):
-    """An answer whose features are Arrow arrays, or numpy arrays (int64 or float64) with a mask of the values there are
-    (None: all).
-    """
+    """An answer whose features are columns of their own: Arrow arrays, or numpy arrays of int64 or float64."""
 
     def __init__(
         self,
         names: Sequence[str],
         types: Sequence[ValueType],
         rows: int,
-        columns: Sequence[tuple[np.ndarray, np.ndarray | None] | pa.Array],
+        columns: Sequence[FeatureColumn],
     ) -> None:
         super().__init__(names, types, rows)
         self._columns = columns
@@ -136,7 +138,7 @@ class Columns(Block):
         return super().arrow(feature) if isinstance(column, tuple) else column
 
 
-def _mask(column: tuple[np.ndarray, np.ndarray | None] | pa.Array) -> np.ndarray | None:
+def _mask(column: FeatureColumn) -> np.ndarray | None:
     """Which values a column has; None where it has all."""
     if not isinstance(column, tuple):
         return np.asarray(column.is_valid()) if column.null_count else None

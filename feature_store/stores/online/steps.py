@@ -42,7 +42,7 @@ _MAGIC, _VERSION = b"IS", 2
 _MOST = 2**32 - 1
 
 #: Most steps whose number fits the byte an entry has for it.
-_MOST_STEPS = 255
+MOST_STEPS = 255
 
 _STEPPED = ("min", "max")
 
@@ -70,6 +70,16 @@ class StaircaseCodec:
     @cached_property
     def fingerprint(self) -> bytes:
         return bytes.fromhex(self.view.fingerprint[:16])
+
+    @cached_property
+    def first_half(self) -> int:
+        """What a staircase begins with, as a u32."""
+        return int.from_bytes(_MAGIC + bytes([_VERSION, 0]), "little")
+
+    @cached_property
+    def third_word(self) -> int:
+        """The fingerprint where it lies in a staircase, as an i64."""
+        return int.from_bytes(self.fingerprint, "little", signed=True)
 
     @cached_property
     def grain(self) -> int:
@@ -204,22 +214,19 @@ class Staircases:
 
     def __init__(self, codec: StaircaseCodec, stored: Sequence[bytes | None]) -> None:
         self.codec = codec
-        present = np.array([data is not None for data in stored], bool)
-        sizes = np.array([0 if data is None else len(data) for data in stored], np.int64)
+        sizes = np.array([len(data) if data else 0 for data in stored], np.int64)
+        present = sizes > 0
         # A last staircase of zeros for those who have none: it has no entries.
-        joined = b"".join([data for data in stored if data is not None] + [bytes(_HEADER.size)])
-        if (sizes % 8).any() or (sizes[present] < _HEADER.size).any():
+        joined = b"".join([*filter(None, stored), bytes(_HEADER.size)])
+        if (sizes & 7).any() or (present & (sizes < _HEADER.size)).any():
             self._blame(stored)
         self._words = np.frombuffer(joined, "<i8")
         self._halves, self._doubles, self._bytes = (self._words.view(t) for t in ("<u4", "<f8", "u1"))
         ends = np.cumsum(sizes) // 8
         self._at = np.where(present, ends - sizes // 8, len(self._words) - _HEADER_WORDS)
         self._end = np.where(present, ends, len(self._words))
-        wanted = np.frombuffer(_HEADER.pack(_MAGIC, _VERSION, 0, 0, 0, codec.fingerprint, 0), "<i8")
-        head = self._words[self._at]
-        if ((((head ^ wanted[0]) & _MOST) != 0) & present).any() or (
-            (self._words[self._at + 2] != wanted[2]) & present
-        ).any():
+        wrong = (self._halves[2 * self._at] != codec.first_half) | (self._words[self._at + 2] != codec.third_word)
+        if (wrong & present).any():
             self._blame(stored)
         self.entries = self._halves[2 * self._at + 1].astype(np.int64)
         self.exact_from = np.where(present, self._words[self._at + 1], BEGINNING)
@@ -254,16 +261,15 @@ class Staircases:
                     at = at + count
                     continue
                 steps = self._number(numbers, f.number)
-                indexed = (steps <= _MOST_STEPS) & (steps < count)
+                indexed = (steps <= MOST_STEPS) & (steps < count)
                 self._fields[name, f.name] = (at + np.where(indexed, (count + 7) // 8, 0), np.where(indexed, at, -1))
                 at = at + np.where(indexed, (count + 7) // 8 + steps, count)
-        if (at > self._end).any():
+        if ((at > self._end) & (count > 0)).any():
             self._blame(stored)
 
     def _number(self, numbers: np.ndarray, which: int) -> np.ndarray:
-        """A number out of each staircase; those without entries have none."""
-        at = np.minimum(numbers + which, len(self._halves) - 1)
-        return np.where(self.entries > 0, self._halves[at], 0).astype(np.int64)
+        """A number out of each staircase; of those without entries it means nothing."""
+        return self._halves.take(numbers + which, mode="clip").astype(np.int64)
 
     def find(self, tails: np.ndarray) -> np.ndarray:
         """The entry that answers a window from each tail, (windows, entities); the number of entries if none does.
@@ -272,15 +278,16 @@ class Staircases:
         """
         codec = self.codec
         codes = self._halves if codec.code_type.itemsize == 4 else self._words
-        at = self._codes * (8 // codec.code_type.itemsize)
-        wanted = np.where(tails == BEGINNING, 0, np.maximum((tails - self._origin) // codec.grain + 1, 1))
+        before = self._codes * (8 // codec.code_type.itemsize) - 1
+        wanted = np.maximum((tails - self._origin) // codec.grain + 1, 1)
+        wanted[tails == BEGINNING] = 0
         found = np.zeros(tails.shape, np.int64)
         step = 1 << int(self.entries.max(initial=0)).bit_length() >> 1
-        last = len(codes) - 1
         while step:
             ahead = found + step
-            below = codes[np.minimum(at + ahead - 1, last)] < wanted
-            found = np.where((ahead <= self.entries) & below, ahead, found)
+            below = codes.take(before + ahead, mode="clip") < wanted
+            below &= ahead <= self.entries
+            found += below * step
             step >>= 1
         return found
 
@@ -306,8 +313,7 @@ class Staircases:
         return state
 
     def _gather(self, source: np.ndarray, place: np.ndarray, found: np.ndarray, none: float) -> np.ndarray:
-        inside = found < self.entries
-        return np.where(inside, source[np.where(inside, place, 0)], none)
+        return np.where(found < self.entries, source.take(place, mode="clip"), none)
 
 
 def _fields(plan: ColumnPlan) -> list[tuple[str, np.dtype]]:
@@ -316,7 +322,7 @@ def _fields(plan: ColumnPlan) -> list[tuple[str, np.dtype]]:
 
 
 def _is_indexed(steps: int, entries: int) -> bool:
-    return steps <= _MOST_STEPS and steps < entries
+    return steps <= MOST_STEPS and steps < entries
 
 
 def _stepped(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

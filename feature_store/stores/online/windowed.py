@@ -14,16 +14,18 @@ import numpy as np
 import pyarrow as pa
 
 from feature_store.aggregations.events import ColumnFold, Events
-from feature_store.aggregations.finalize import finalize
+from feature_store.aggregations.finalize import Values, finalize
 from feature_store.aggregations.folding import fold_short
 from feature_store.aggregations.measures import State, combine, measure_of
-from feature_store.definitions.aggregation import Aggregation
+from feature_store.definitions.aggregation import Aggregation, Function
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
 from feature_store.stores.online.backend import Backend
-from feature_store.stores.online.blocks import Columns
+from feature_store.stores.online.blocks import Columns, FeatureColumn, Lists
+from feature_store.stores.online.compiled import CompiledFold
 from feature_store.stores.online.head import HeadCodec, RawRows
 from feature_store.stores.online.records import Bucket
+from feature_store.stores.online.single import SingleFold
 from feature_store.stores.online.staircase import Base, Ordered, StaircaseBuilder, newest, present_first
 from feature_store.stores.online.steps import StaircaseCodec, Staircases
 from feature_store.stores.online.values import from_arrow, to_arrow
@@ -49,11 +51,19 @@ class WindowedOnline(OnlineView):
         self.codec = StaircaseCodec(view)
         self.head = HeadCodec.of(view)
         self._wanted = lru_cache(maxsize=64)(self._want)
+        self._folds = lru_cache(maxsize=64)(self._fold_alone)
+        self._compiled = lru_cache(maxsize=64)(self._fold_compiled)
 
     @cached_property
     def types(self) -> dict[str, ValueType]:
         """The type of each aggregated column."""
         return self.view.column_types()
+
+    def _fold_alone(self, names: tuple[str, ...]) -> SingleFold:
+        return SingleFold(self.codec, self.head, [self.view.aggregation(name) for name in names])
+
+    def _fold_compiled(self, names: tuple[str, ...]) -> CompiledFold:
+        return CompiledFold(self.codec, self.head, [self.view.aggregation(name) for name in names])
 
     def _want(self, names: tuple[str, ...]) -> Wanted:
         return Wanted.of(self.view, names)
@@ -64,29 +74,54 @@ class WindowedOnline(OnlineView):
         """The named aggregations of each entity as of its time."""
         bases, heads = stored
         wanted = self._wanted(tuple(names))
-        stairs = Staircases(self.codec, bases)
+        if len(times) == 1 and (read := self._single(wanted, bases[0], heads[0], int(times[0]), found)):
+            return read
+        columns: Sequence[FeatureColumn]
+        if (compiled := self._compiled(wanted.names)).able and (done := compiled.fold(bases, heads, times)):
+            columns, exact_from = done
+        else:
+            stairs = Staircases(self.codec, bases)
+            columns, exact_from = Reading(self, wanted, stairs, bases, heads, times).columns(), stairs.exact_from
         known = np.array([b is not None or bool(h) for b, h in zip(bases, heads, strict=True)], bool)
-        exact_from = stairs.exact_from
         if None in bases:
             for row, record in enumerate(found.buckets):
                 if bases[row] is None and record is not None:
                     exact_from[row] = Bucket.decode(record).exact_from
-        columns = Reading(self, wanted, stairs, bases, heads, times).columns()
         block = Columns(wanted.names, wanted.types, len(times), columns)
         return ViewRead(block, known, found, exact_from)
+
+    def _single(
+        self, wanted: Wanted, base: bytes | None, head: bytes | None, time: int, found: Found
+    ) -> ViewRead | None:
+        """The answer for one entity, where it can be folded by itself."""
+        fold = self._folds(wanted.names)
+        values = fold.fold(base, head, time) if fold.able else None
+        if values is None:
+            return None
+        block = Lists(wanted.names, wanted.types, 1, [[value] for value in values])
+        record = found.buckets[0]
+        exact_from = BEGINNING
+        if base:
+            exact_from = int.from_bytes(base[8:16], "little", signed=True)
+        elif record:
+            exact_from = Bucket.decode(record).exact_from
+        return ViewRead(block, np.array([bool(base or head)]), found, np.array([exact_from]))
 
 
 @dataclass(frozen=True)
 class Wanted:
     """Some aggregations of a view, resolved once for many reads.
 
-    `windows` are the different ones, (window, hop); `folded` by column the aggregations that are folded, `looked_up`
-    those that look events up, each with its place in the answer.
+    `windows` are the different ones, (window, hop), and `window` which of them each aggregation has; `folded` by column
+    the aggregations that are folded and `measures` what they need, `looked_up` those that look events up, each with its
+    place in the answer.
     """
 
     names: tuple[str, ...]
     types: tuple[ValueType, ...]
     windows: tuple[tuple[int, int], ...]
+    window: tuple[int, ...]
+    measures: dict[str, list[str]]
     folded: dict[str, list[tuple[int, Aggregation]]]
     looked_up: list[tuple[int, Aggregation]]
 
@@ -101,7 +136,14 @@ class Wanted:
             else:
                 folded.setdefault(a.column, []).append((place, a))
         windows = tuple(dict.fromkeys((a.window, a.hop) for a in aggregations))
-        return cls(names, tuple(a.output for a in aggregations), windows, folded, looked_up)
+        column_types = view.column_types()
+        measures = {
+            column: sorted({m for _, a in here if (m := measure_of(a.function, column_types[column]))})
+            for column, here in folded.items()
+            if column != "*"
+        }
+        window = tuple(windows.index((a.window, a.hop)) for a in aggregations)
+        return cls(names, tuple(a.output for a in aggregations), windows, window, measures, folded, looked_up)
 
     @cached_property
     def bounded(self) -> np.ndarray:
@@ -120,9 +162,6 @@ class Wanted:
         window, hop = self._lengths
         return np.where(self.bounded, (times - window) // hop * hop, BEGINNING)
 
-    def place(self, aggregation: Aggregation) -> int:
-        return self.windows.index((aggregation.window, aggregation.hop))
-
 
 class Reading:
     """One read under way: the staircases and heads of some entities, and the time each is asked for."""
@@ -140,7 +179,7 @@ class Reading:
         self._bases, self._heads, self._times = bases, heads, times
         self._tails = wanted.tails(times)
 
-    def columns(self) -> list[tuple[np.ndarray, np.ndarray | None] | pa.Array]:
+    def columns(self) -> list[FeatureColumn]:
         """Per aggregation its values and which there are (None: all), or an Arrow array."""
         found: list[Any] = [None] * len(self._wanted.names)
         if self._wanted.folded:
@@ -156,27 +195,25 @@ class Reading:
         rows = self._online.head.raw(self._heads) if any(self._heads) else None
         low = high = np.zeros(self._tails.shape, np.int64)
         if rows is not None:
-            low, high = rows.before(self._tails), np.broadcast_to(rows.before(self._times), self._tails.shape)
-            high = np.maximum(high, low)
+            edges = rows.before(np.vstack([self._tails, self._times]))
+            low, high = edges[:-1], np.maximum(edges[-1], edges[:-1])
         for column, here in self._wanted.folded.items():
             if column == "*":
                 state = {"n": (self._stairs.events(entries) + (high - low)).ravel()}
             else:
-                state = self._state(column, [a for _, a in here], entries, rows, low, high)
+                state = self._state(column, entries, rows, low, high)
             self._finalize(column, here, state, found)
 
     def _state(
         self,
         column: str,
-        aggregations: list[Aggregation],
         entries: np.ndarray,
         rows: RawRows | None,
         low: np.ndarray,
         high: np.ndarray,
     ) -> State:
         """Base and head of one column over every window, combined: flat, window by window."""
-        column_type = self._online.codec.columns[column].type
-        measures = sorted({m for a in aggregations if (m := measure_of(a.function, column_type))})
+        measures = self._wanted.measures[column]
         settled = self._stairs.state(column, entries, measures)
         if rows is None:
             return settled
@@ -189,12 +226,13 @@ class Reading:
     def _finalize(self, column: str, here: list[tuple[int, Aggregation]], state: State, found: list[Any]) -> None:
         column_type = self._online.codec.columns[column].type if column != "*" else ValueType.INT64
         size = len(self._times)
-        for function in dict.fromkeys(a.function for _, a in here):
-            values, valid = finalize(function, column_type, state)
-            for place, a in here:
-                if a.function == function:
-                    low = self._wanted.place(a) * size
-                    found[place] = (values[low : low + size], valid[low : low + size])
+        made: dict[Function, Values] = {}
+        for place, a in here:
+            if a.function not in made:
+                made[a.function] = finalize(a.function, column_type, state)
+            values, valid = made[a.function]
+            low = self._wanted.window[place] * size
+            found[place] = (values[low : low + size], valid[low : low + size])
 
     # -- what is looked up
 
@@ -210,7 +248,7 @@ class Reading:
         folds: dict[str, ColumnFold] = {}
         for place, a in self._wanted.looked_up:
             fold = folds.setdefault(a.column, ColumnFold.of(events, a.column))
-            tails = self._tails[self._wanted.place(a)]
+            tails = self._tails[self._wanted.window[place]]
             first, last = fold.narrow(events.rank(slots, tails), end)
             values: list[Any] = []
             for base, tail, f, n in zip(bases, tails.tolist(), first.tolist(), last.tolist(), strict=True):
