@@ -7,8 +7,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -16,20 +17,22 @@ from feature_store.clock import Clock, SystemClock
 from feature_store.config import RepoConfig, load_config
 from feature_store.definitions.repository import Definitions
 from feature_store.definitions.view import PlainView, WindowedView
-from feature_store.engines.duckdb.engine import DuckDBEngine
-from feature_store.engines.open import open_engine
 from feature_store.engines.stream.admission import admit, admit_rows, admit_table
 from feature_store.errors import ConfigError, RequestError, SpineError, UnknownName
-from feature_store.retrieval.historical import HistoricalFeatures
 from feature_store.retrieval.online import AsOf, OnlineFeatures, Prepared
-from feature_store.retrieval.spine import Moment, read_spine, time_range
-from feature_store.retrieval.training_set import TrainingSet, rebuild_training_set, write_training_set
 from feature_store.stores.online.appending import Appended, Batch, Position, append
 from feature_store.stores.online.filling import bootstrap
 from feature_store.stores.online.keys import entity_key
 from feature_store.stores.online.open import open_backend
 from feature_store.stores.online.store import OnlineStore
 from feature_store.timestamps import END
+
+if TYPE_CHECKING:
+    from feature_store.engines.duckdb.engine import DuckDBEngine
+    from feature_store.engines.engine import DistributedEngine, Engine
+    from feature_store.retrieval.historical import HistoricalFeatures
+    from feature_store.retrieval.spine import Moment
+    from feature_store.retrieval.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +58,27 @@ class FeatureLayer:
         self.definitions = _load_definitions(self.config)
         if self._sources:
             self.definitions = self.definitions.with_sources(self._sources)
-        self._engine = DuckDBEngine(self.config.root, self.config.memory_limit)
-        self._history = open_engine(self.config) if self.config.engine != "duckdb" else self._engine
         self.store = OnlineStore(open_backend(self.config.online), self.config.project)
+
+    # History's engines and files are loaded and opened when they are first asked for: a server reads without them.
+
+    @cached_property
+    def _engine(self) -> DuckDBEngine:
+        from feature_store.engines.duckdb.engine import DuckDBEngine
+
+        return DuckDBEngine(self.config.root, self.config.memory_limit)
+
+    @cached_property
+    def _history(self) -> Engine | DistributedEngine:
+        from feature_store.engines.open import open_engine
+
+        return open_engine(self.config) if self.config.engine != "duckdb" else self._engine
 
     def close(self) -> None:
         """Frees the engines. The online store's file stays open for other layers of this process."""
-        self._history.close()
-        self._engine.close()
+        for name in ("_history", "_engine"):
+            if (opened := self.__dict__.get(name)) is not None:
+                opened.close()
 
     def __enter__(self) -> FeatureLayer:
         return self
@@ -91,6 +107,9 @@ class FeatureLayer:
         Without a spine (None) every row of the views from `start_date` to `end_date` asks, both included; as in Feast
         the end is now where it is not given, and the start the longest ttl of the views before the end, or 30 days.
         """
+        from feature_store.retrieval.historical import HistoricalFeatures
+        from feature_store.retrieval.spine import time_range
+
         request = self._request(features, full_feature_names)
         if entity_df is None:
             entity_df = time_range(request, start_date, end_date, self.clock.now())
@@ -110,6 +129,9 @@ class FeatureLayer:
         """Writes a training set: the folder `path` with the rows and their features, the spine, and a manifest of what
         they were made of. Arguments as for `get_historical_features`; an existing folder is refused.
         """
+        from feature_store.retrieval.spine import read_spine
+        from feature_store.retrieval.training_set import write_training_set
+
         request = self._request(features, full_feature_names)
         spine = read_spine(entity_df)
         return write_training_set(
@@ -120,6 +142,8 @@ class FeatureLayer:
         """Makes a training set again from its manifest, in another folder; the bytes are the same, or it raises
         TrainingSetError that says what changed: definitions, a source's files, the spine, or the versions used.
         """
+        from feature_store.retrieval.training_set import rebuild_training_set
+
         return rebuild_training_set(
             Path(manifest), self.definitions, self._history, self.config.root, Path(path), self.clock.now()
         )
