@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import time
 from pathlib import Path
 
 from feast.infra.registry.base_registry import BaseRegistry
+from feast.infra.registry.registry import Registry
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
+from google.protobuf.message import DecodeError
 
 from feature_store.adapters.feast.compile import compile_registry
 from feature_store.config import RepoConfig, compiled_beside
@@ -56,12 +59,27 @@ _compiled: dict[str, tuple[str, Definitions]] = {}
 
 def definitions_of(registry: BaseRegistry, project: str) -> Definitions:
     """The definitions in a registry that Feast holds, compiled once a version."""
-    registry.list_projects(allow_cache=True)  # a look-up, unlike proto(), refreshes a cache that has run out
-    proto = registry.proto()
+    proto = _cached(registry, project)
     known = _compiled.get(project)
     if known is None or known[0] != proto.version_id:
         known = _compiled[project] = proto.version_id, compile_registry(proto, project, proto.version_id)
     return known[1]
+
+
+def _cached(registry: BaseRegistry, project: str) -> RegistryProto:
+    """The registry as Feast has it cached; a file that was caught empty or cut off, as an apply writes it, is read
+    again for up to a second.
+    """
+    for _ in range(_TRIES if isinstance(registry, Registry) else 1):
+        with contextlib.suppress(DecodeError):
+            # A look-up, unlike proto(), refreshes a cache that has run out; Feast remembers the answer to this one.
+            registry.list_entities(project, allow_cache=True)
+            if registry.proto().version_id:
+                break
+        time.sleep(_PAUSE)
+        with contextlib.suppress(DecodeError):
+            registry.refresh(project)
+    return registry.proto()
 
 
 _armed: set[tuple[Path, OnlineStore]] = set()

@@ -1,0 +1,241 @@
+"""What Feast's SDK asks of the online store, resolved once for many reads: features, entity columns, Feast's errors."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeAlias
+
+from feast import FeatureService, utils
+from feast.errors import RequestDataNotFoundInEntityRowsException
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.protos.feast.types.Value_pb2 import RepeatedValue
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+from feast.repo_config import RepoConfig
+from feast.type_map import feast_value_type_to_python_type
+
+from feature_store.adapters.feast.compile import DUMMY_KEY, without_feasts_warnings
+from feature_store.adapters.feast.registry import definitions_of
+from feature_store.adapters.feast.settings import online_store, root_of
+from feature_store.definitions.repository import Definitions, Request
+from feature_store.definitions.types import ValueType
+from feature_store.engines.duckdb.engine import DuckDBEngine
+from feature_store.errors import IsochronError, RequestError
+from feature_store.retrieval.online import OnlineFeatures, Prepared
+
+#: Requests that a store remembers; one more, and it begins anew.
+_REMEMBERED = 256
+
+Features: TypeAlias = "list[str] | FeatureService"
+
+
+class BadRequest(RequestError, ValueError):
+    """A request's values cannot be used: a ValueError, as in Feast."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A request with all its resolution done. `without_history` refuses what only history could answer, `join_keys` are
+    those of all entities of the project, by the entity's name, `registry` the one it was resolved from.
+    """
+
+    prepared: Prepared
+    without_history: Prepared
+    join_keys: Mapping[str, str]
+    registry: BaseRegistry
+
+    def read(self, given: Mapping[str, Sequence[Any]], now: int) -> OnlineFeatures:
+        """The answer as of now, also where it takes history."""
+        try:
+            return self.prepared.read(given, now)
+        except RequestError as error:
+            raise BadRequest(error.field, error.problem) from error
+
+    async def read_soon(self, given: Mapping[str, Sequence[Any]], now: int) -> OnlineFeatures:
+        """The answer as of now without holding up an event loop. Raises NotExactOnline where it takes history."""
+        try:
+            return await self.without_history.read_async(given, now)
+        except RequestError as error:
+            raise BadRequest(error.field, error.problem) from error
+
+    def columns(self, rows: Any) -> Mapping[str, Sequence[Any]]:
+        """The entity rows as columns that hold all that the request needs, as Feast takes them.
+
+        Raises KeyError for a missing join key, RequestDataNotFoundInEntityRowsException for a missing request value,
+        ValueError for columns of unequal length.
+        """
+        given = self._columnar(rows)
+        if len({len(values) for values in given.values()}) > 1:
+            raise ValueError("All entity rows must have the same columns.")
+        if any(name not in given for name in self.prepared.keys):
+            given = self._by_entity(given)
+        if missing := [name for name in self.prepared.request_fields if name not in given]:
+            raise RequestDataNotFoundInEntityRowsException(feature_names=missing)
+        if missing := [name for name in self.prepared.keys if name not in given]:
+            known = [name for name in given if self._is_entity(name)]
+            raise KeyError(
+                f"Missing join key values for keys: {missing}. No values provided for keys: {missing}. "
+                f"Provided join_key_values: {known}"
+            )
+        texts = {
+            name: [v if isinstance(v, str | NoneType) else str(v) for v in given[name]]
+            for name, key_type in self.prepared.keys.items()
+            if key_type is ValueType.STRING and not _are_texts(given[name])
+        }
+        return {**given, **texts} if texts else given
+
+    def shown(self, given: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        """The entity columns of an answer: whatever was given under the name of a join key, in the order it came in."""
+        needed = self.prepared.request_fields
+        return {name: list(values) for name, values in given.items() if name not in needed and self._is_entity(name)}
+
+    def versions(self) -> dict[str, int]:
+        """The name and the version in the registry of each stored view behind the answer."""
+        request = self.prepared.request
+        return {
+            refs[0].shown_as: _declared(self.registry, view.name, request.definitions.project).current_version_number
+            or 0
+            for view, refs in request.by_view()
+        }
+
+    def _is_entity(self, name: str) -> bool:
+        return name in self.prepared.keys or name in self.join_keys.values()
+
+    def _columnar(self, rows: Any) -> Mapping[str, Sequence[Any]]:
+        if isinstance(rows, Mapping):
+            return {name: _plain_values(values) for name, values in rows.items()}
+        if not rows:
+            return {name: [] for name in (*self.prepared.keys, *self.prepared.request_fields)}
+        names = list(rows[0])
+        if any(row.keys() != rows[0].keys() for row in rows):
+            raise ValueError("All entity_rows must have the same keys.")
+        return {name: _plain_values([row[name] for row in rows]) for name in names}
+
+    def _by_entity(self, given: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        """Columns named after an entity under the name of its join key: Feast still takes them."""
+        wanted = {
+            entity: key
+            for entity, key in self.join_keys.items()
+            if entity in given and key not in given and key in self.prepared.keys and entity not in self.prepared.keys
+        }
+        if wanted:
+            warnings.warn("Using entity name is deprecated. Use join_key instead.", stacklevel=2)
+        return {wanted.get(name, name): values for name, values in given.items()}
+
+
+class Requests:
+    """The requests that were asked of one store, remembered while the registry, as Feast has it cached, stays as it is.
+
+    `refuses` raises Feast's own error for a request that Feast itself would refuse.
+    """
+
+    def __init__(self, refuses: Callable[[BaseRegistry, str, Features, bool], None]) -> None:
+        self._refuses = refuses
+        self._known: _Known | None = None
+
+    def find(
+        self, config: RepoConfig, features: Features, registry: BaseRegistry, project: str, full_names: bool
+    ) -> Asked:
+        """What these features of a project mean now."""
+        definitions = definitions_of(registry, project)
+        known = self._known
+        if known is None or not known.holds(definitions, config):
+            known = self._known = _Known(definitions, config, os.getpid(), {})
+        key = (features.name if isinstance(features, FeatureService) else tuple(features), full_names)
+        if (asked := known.asked.get(key)) is None:
+            if len(known.asked) >= _REMEMBERED:
+                known.asked.clear()
+            asked = known.asked[key] = self._resolve(definitions, config, features, registry, full_names)
+        return asked
+
+    def _resolve(
+        self, definitions: Definitions, config: RepoConfig, features: Features, registry: BaseRegistry, full_names: bool
+    ) -> Asked:
+        if not features:
+            raise ValueError("No features specified for retrieval")
+        try:
+            request = _request(definitions, features, full_names)
+        except IsochronError:
+            self._refuses(registry, definitions.project, features, full_names)
+            raise
+        _check_enabled(registry, request)
+        root = root_of(config)
+        history = _history(root, getattr(config.offline_store, "memory_limit", None), os.getpid())
+        store = online_store(config)
+        entities = registry.list_entities(definitions.project, allow_cache=True)
+        return Asked(
+            Prepared(request, store, history),
+            Prepared(request, store),
+            {entity.name: entity.join_key for entity in entities if entity.join_key != DUMMY_KEY},
+            registry,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What was asked while definitions, configuration and process were these."""
+
+    definitions: Definitions
+    config: RepoConfig
+    process: int
+    asked: dict[Any, Asked]
+
+    def holds(self, definitions: Definitions, config: RepoConfig) -> bool:
+        return self.definitions is definitions and self.config is config and self.process == os.getpid()
+
+
+def _request(definitions: Definitions, features: Features, full_names: bool) -> Request:
+    if isinstance(features, FeatureService):
+        request = definitions.resolve(features.name, full_names)
+    else:
+        request = definitions.resolve([_newest(ref) for ref in features], full_names)
+    _ = request.keys, request.request_fields
+    return request
+
+
+def _newest(ref: str) -> str:
+    """A reference without `@latest`, which is what any reference means; with a number it stays, and is not found."""
+    if "@" not in ref:
+        return ref
+    view, version, feature = utils._parse_feature_ref(ref)
+    return f"{view}:{feature}" if version is None else ref
+
+
+def _check_enabled(registry: BaseRegistry, request: Request) -> None:
+    """Raises ValueError, as Feast does, for a view that was switched off."""
+    for name in dict.fromkeys(ref.view for ref in request.refs):
+        if not getattr(_declared(registry, name, request.definitions.project), "enabled", True):
+            raise ValueError(
+                f"Feature view '{name}' is disabled and cannot serve features. "
+                f"Enable it with `feast feature-views enable {name}` or set enabled=True."
+            )
+
+
+def _declared(registry: BaseRegistry, view: str, project: str) -> Any:
+    with without_feasts_warnings():
+        return registry.get_any_feature_view(view, project, allow_cache=True)
+
+
+@lru_cache(maxsize=8)
+def _history(root: Path, memory_limit: str | None, process: int) -> DuckDBEngine:
+    """The engine that answers times the store no longer holds, one a repository and process: opening it costs more
+    than a read.
+    """
+    return DuckDBEngine(root, memory_limit)
+
+
+def _plain_values(values: Any) -> list[Any]:
+    if isinstance(values, RepeatedValue):
+        values = values.val
+    if isinstance(values, list) and ValueProto not in set(map(type, values)):
+        return values
+    return [feast_value_type_to_python_type(v) if isinstance(v, ValueProto) else v for v in values]
+
+
+def _are_texts(values: Sequence[Any]) -> bool:
+    return set(map(type, values)) <= {str, NoneType}
