@@ -80,11 +80,10 @@ def admit_table(view: PlainView, rows: pa.Table) -> pa.Table:
 def admit_rows(view: PlainView, rows: Sequence[Mapping[str, Any]]) -> tuple[list[tuple], list[Row]]:
     """The same from a few rows given by name: the key values of each, and the row. Times are datetimes or microseconds.
 
-    Raises RequestError for a row that lacks a column or a key; values of a wrong type are the store's to refuse.
+    Raises RequestError for a row that lacks a column or a key; values are the store's to read or refuse.
     """
     keys = [key.name for key in view.keys]
     features = [f.name for f in view.features]
-    times = {f.name for f in view.features if f.type.element is ValueType.TIMESTAMP}
     time, created = view.source.timestamp_field, view.source.created_field
     time = view.source.field_mapping.get(time, time)
     try:
@@ -93,7 +92,7 @@ def admit_rows(view: PlainView, rows: Sequence[Mapping[str, Any]]) -> tuple[list
             Row(
                 _moment(time, row[time]),
                 BEGINNING if created is None or row[created] is None else _moment(created, row[created]),
-                tuple([row[name] for name in features]) if not times else _values(row, features, times),
+                tuple([row[name] for name in features]),
             )
             for row in rows
         ]
@@ -102,17 +101,6 @@ def admit_rows(view: PlainView, rows: Sequence[Mapping[str, Any]]) -> tuple[list
     if any(None in entity for entity in entities):
         raise RequestError(keys[0], "or another key is null; every row needs its keys")
     return entities, admitted
-
-
-def _values(row: Mapping[str, Any], features: Sequence[str], times: set[str]) -> tuple:
-    """A row's features, those that are times (or lists of them) as microseconds."""
-    return tuple([_moments(name, row[name]) if name in times else row[name] for name in features])
-
-
-def _moments(name: str, value: Any) -> Any:
-    if isinstance(value, list):
-        return [_moments(name, one) for one in value]
-    return None if value is None else _moment(name, value)
 
 
 def _moment(name: str, value: Any) -> int:
@@ -126,7 +114,7 @@ def _moment(name: str, value: Any) -> int:
 def _physical(view: StoredView, rows: pa.Table, physical: str) -> pa.ChunkedArray:
     """A column by its name in the source's files; the rows may give it that name or the mapped one."""
     mapped = view.source.field_mapping.get(physical, physical)
-    given = [name for name in dict.fromkeys((physical, mapped)) if name in rows.column_names]
+    given = [name for name in dict.fromkeys((physical, mapped)) if rows.schema.get_field_index(name) >= 0]
     if len(given) == 2:
         raise RequestError(physical, f"is given twice, also as '{mapped}'; send one of them")
     if given:

@@ -40,9 +40,13 @@ class Write:
 class Backend(Protocol):
     """A place for keys and values.
 
-    `together` says that writes given at once are applied all or none; without it each stands for itself. Every method
-    raises StoreError where the place does not answer.
+    `together` says that writes given at once are applied all or none; without it each stands for itself. `one_place`
+    says that the keys of one write may be of any bucket. Every method raises StoreError where the place does not
+    answer.
     """
+
+    @property
+    def one_place(self) -> bool: ...
 
     @property
     def together(self) -> bool: ...

@@ -45,6 +45,7 @@ class EmbeddedBackend:
     """The store file at a path; one process opens it once, however many objects name it."""
 
     together = True
+    one_place = True
 
     def __init__(self, path: Path) -> None:
         self.path = path

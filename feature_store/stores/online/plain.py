@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -13,8 +14,8 @@ from feature_store.errors import BootstrapSuperseded
 from feature_store.stores.online.backend import NEWER, SET, UNDECIDED, Backend, Change, Write, settle
 from feature_store.stores.online.blocks import Lists
 from feature_store.stores.online.entities import entity_keys
-from feature_store.stores.online.keys import Keyspace, bucket_of
-from feature_store.stores.online.records import Bucket, read_bucket
+from feature_store.stores.online.keys import Keyspace, bucket_of, buckets_of
+from feature_store.stores.online.records import read_bucket
 from feature_store.stores.online.rows import CREATED, TIME, Chosen, PackedRows, Row, RowCodec, keep
 from feature_store.stores.online.status import Status
 from feature_store.stores.online.values import from_arrow
@@ -28,6 +29,18 @@ _ONE = np.ones(1, bool)
 #: Rows written at once: what is held in memory, and how long the store is kept busy by one request, stay bounded.
 _CHUNK = 20_000
 
+#: Values offered in one write where its keys may be of any bucket.
+_OFFERED = 250
+
+
+@dataclass
+class _Guards:
+    """The bucket records of one generation that writes were last guarded by, and the generation filled beside it."""
+
+    number: int
+    records: dict[int, bytes] = field(default_factory=dict)
+    successor: int = 0
+
 
 class PlainOnline(OnlineView):
     """One plain view in an online store."""
@@ -39,8 +52,7 @@ class PlainOnline(OnlineView):
         self.view = view
         self._codec = RowCodec(view)
         self._chosen = lru_cache(maxsize=64)(self._codec.chosen)
-        # The bucket records that writes were last guarded by, and the number of their generation.
-        self._buckets: tuple[int, dict[int, bytes]] = (0, {})
+        self._guards = _Guards(0)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -77,7 +89,7 @@ class PlainOnline(OnlineView):
         assert self._seen is not None
         by_entity: dict[bytes, list[Row]] = {}
         for entity, row in zip(entities, rows, strict=True):
-            by_entity.setdefault(entity, []).append(row)
+            by_entity.setdefault(entity, []).append(self._codec.stored(row))
         encoded = [self._codec.checked(row) for row in rows]
         undecided: Iterable[bytes] = by_entity
         if len(by_entity) == len(rows) and max((row.time for row in rows), default=now) <= now:
@@ -118,50 +130,57 @@ class PlainOnline(OnlineView):
 
     def _offer(self, space: Keyspace, offered: dict[bytes, bytes]) -> list[bytes]:
         """Offers each entity a value of one row, which the store takes if it is newer; those it could not decide on."""
-        by_bucket: dict[int, list[bytes]] = {}
-        for entity in offered:
-            by_bucket.setdefault(bucket_of(entity), []).append(entity)
-        pending, undecided = list(by_bucket), []
-        guards = self._guards(space, pending)
+        pending = self._shares(offered)
+        undecided: list[bytes] = []
         while pending:
-            writes = [self._offers(space, b, guards[b], by_bucket[b], offered) for b in pending]
-            outcomes = self.backend.apply(writes)
-            for bucket, outcome in zip(pending, outcomes, strict=True):
-                if outcome is not None:
-                    here = by_bucket[bucket]
-                    undecided += [e for i, e in enumerate(here) if UNDECIDED in outcome[i :: len(here)]]
-            pending = [b for b, outcome in zip(pending, outcomes, strict=True) if outcome is None]
+            guards = self._guarded(space, {bucket for share in pending for bucket in share.values()})
+            outcomes = self.backend.apply([self._offers(space, share, guards, offered) for share in pending])
+            for share, outcome in zip(pending, outcomes, strict=True):
+                if outcome is not None and UNDECIDED in outcome:
+                    entities = list(share)
+                    undecided += {entities[i % len(entities)] for i, d in enumerate(outcome) if d == UNDECIDED}
+            pending = [share for share, outcome in zip(pending, outcomes, strict=True) if outcome is None]
             if pending:
+                self._guards = _Guards(0)
                 space = self._still(space)
-                guards = self._guards(space, pending, fresh=True)
         return undecided
 
-    def _offers(
-        self, space: Keyspace, bucket: int, record: bytes, entities: Sequence[bytes], offered: dict[bytes, bytes]
-    ) -> Write:
-        changes: list[Change] = []
-        for into in (space, *self._beside(record)):
-            keys = into.entities(b"P", entities, [bucket] * len(entities))
-            changes += [(NEWER, key, offered[e]) for key, e in zip(keys, entities, strict=True)]
-        return Write([(space.bucket(bucket), record)], changes)
+    def _shares(self, offered: Iterable[bytes]) -> list[dict[bytes, int]]:
+        """The entities that are offered values in one write each, with their buckets."""
+        entities = list(offered)
+        buckets = buckets_of(entities)
+        if self.backend.one_place:
+            pairs = list(zip(entities, buckets, strict=True))
+            return [dict(pairs[low : low + _OFFERED]) for low in range(0, len(pairs), _OFFERED)]
+        shares: dict[int, dict[bytes, int]] = {}
+        for entity, bucket in zip(entities, buckets, strict=True):
+            shares.setdefault(bucket, {})[entity] = bucket
+        return list(shares.values())
 
-    def _beside(self, record: bytes) -> list[Keyspace]:
-        """The generation that is being filled beside the one of a bucket record."""
-        successor = Bucket.decode(record).successor
+    def _offers(self, space: Keyspace, share: dict[bytes, int], guards: _Guards, offered: dict[bytes, bytes]) -> Write:
+        entities, buckets = list(share), list(share.values())
+        changes: list[Change] = []
+        for into in (space, *self._filled(guards.successor)):
+            keys = into.entities(b"P", entities, buckets)
+            changes += [(NEWER, key, offered[e]) for key, e in zip(keys, entities, strict=True)]
+        records = guards.records
+        return Write([(space.buckets[bucket], records[bucket]) for bucket in dict.fromkeys(buckets)], changes)
+
+    def _filled(self, successor: int) -> list[Keyspace]:
+        """The generation of that number, which is being filled beside the one written into; none for 0."""
         return [self.generations.space(successor)] if successor else []
 
-    def _guards(self, space: Keyspace, buckets: Sequence[int], fresh: bool = False) -> dict[int, bytes]:
-        """The bucket records of a generation, read where they are not remembered."""
-        number, held = self._buckets
-        if fresh or number != space.generation:
-            held = {}
-        if missing := [b for b in buckets if b not in held]:
-            records = self.backend.get([space.bucket(b) for b in missing])
-            for bucket, record in zip(missing, records, strict=True):
-                read_bucket(record, self.view, bucket)
-                held[bucket] = record or b""
-        self._buckets = (space.generation, held)
-        return held
+    def _guarded(self, space: Keyspace, buckets: Iterable[int]) -> _Guards:
+        """What writes into these buckets are guarded by, read where it is not remembered."""
+        if self._guards.number != space.generation:
+            self._guards = _Guards(space.generation)
+        records = self._guards.records
+        if missing := [bucket for bucket in buckets if bucket not in records]:
+            found = self.backend.get([space.bucket(bucket) for bucket in missing])
+            for bucket, record in zip(missing, found, strict=True):
+                self._guards.successor = max(self._guards.successor, read_bucket(record, self.view, bucket).successor)
+                records[bucket] = record or b""
+        return self._guards
 
     def _still(self, space: Keyspace) -> Keyspace:
         """The generation to write into after a guard did not hold: one being filled itself, else what readers use now.
@@ -184,8 +203,8 @@ class PlainOnline(OnlineView):
 
         def merge(entity: bytes, found: Sequence[bytes | None]) -> Write:
             record, stored = found
-            read_bucket(record, self.view, bucket_of(entity))
-            for into in self._beside(record or b""):
+            held = read_bucket(record, self.view, bucket_of(entity))
+            for into in self._filled(held.successor):
                 beside.setdefault(into.generation, (into, []))[1].append(entity)
             kept = keep([*(self._codec.decode(stored) if stored else []), *rows[entity]], now)
             bucket, key = keys(entity)

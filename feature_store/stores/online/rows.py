@@ -14,6 +14,7 @@ without variable-width features has one size, so that many values are one array 
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import operator
 import struct
@@ -32,7 +33,7 @@ from feature_store.errors import CorruptState, RequestError
 from feature_store.stores.online.backend import KEPT, REPLACED, UNDECIDED
 from feature_store.stores.online.blocks import Block
 from feature_store.stores.online.values import from_arrow, is_variable
-from feature_store.timestamps import BEGINNING, END
+from feature_store.timestamps import BEGINNING, END, micros
 
 _HEADER = struct.Struct("<2sBBI8s")
 _ROW = struct.Struct("<qq")
@@ -175,7 +176,7 @@ class RowCodec:
     def checked(self, row: Row) -> bytes:
         """The value of one row that comes from outside. Raises RequestError for a feature of the wrong type."""
         try:
-            return self._one_row + self._encode(row)
+            return self._one_row + self._encode(self.stored(row))
         except (struct.error, TypeError, AttributeError, ValueError, OverflowError) as error:
             for field, value in zip(self.view.features, row.values, strict=True):
                 if not _is_of(value, field.type):
@@ -183,6 +184,19 @@ class RowCodec:
                         field.name, f"is a {type(value).__name__}, no {field.type.feast_name}"
                     ) from error
             raise
+
+    def stored(self, row: Row) -> Row:
+        """A row that comes from outside as the store holds it: times that are datetimes as microseconds."""
+        if not self._moments:
+            return row
+        values = list(row.values)
+        for i in self._moments:
+            values[i] = _micros(values[i])
+        return Row(row.time, row.created, tuple(values))
+
+    @cached_property
+    def _moments(self) -> list[int]:
+        return [i for i, f in enumerate(self.view.features) if f.type.element is ValueType.TIMESTAMP]
 
     def _encode(self, row: Row) -> bytes:
         values, nulls = row.values, 0
@@ -202,24 +216,29 @@ class RowCodec:
     def encode_table(self, table: pa.Table) -> list[bytes]:
         """A value of one row for each row of a table (`__time`, `__created`, features), column by column."""
         count, size = table.num_rows, _HEADER.size + self._row_size
-        lying = np.zeros((count, size), np.uint8)
-        lying[:, : _HEADER.size] = np.frombuffer(self._one_row, np.uint8)
-        times = np.stack([_integers(table[TIME]), _integers(table[CREATED])], axis=1).astype("<i8")
-        lying[:, _HEADER.size : _HEADER.size + _ROW.size] = times.view(np.uint8)
-        nulls = np.zeros((count, 8 * self._null_bytes), bool)
-        for i, field in enumerate(self.view.features):
-            if table[field.name].null_count:
-                nulls[:, i] = np.asarray(table[field.name].combine_chunks().is_null())
+        lying = np.zeros((count, size // 8), "<i8")
+        lying[:, :_HEADER_WORDS] = self._header_words.view(np.int64)
+        lying[:, _HEADER_WORDS] = _integers(table[TIME])
+        lying[:, _HEADER_WORDS + 1] = _integers(table[CREATED])
         at = _HEADER.size + _ROW.size
-        lying[:, at : at + self._null_bytes] = np.packbits(nulls, axis=1, bitorder="little")
+        if any(table[f.name].null_count for f in self.view.features):
+            lying.view(np.uint8)[:, at : at + self._null_bytes] = self._null_bits(table)
         for group in self._groups:
-            columns = [_fixed_values(table[self.view.features[i].name], group.dtype) for i in group.features]
-            at = _HEADER.size + group.at
-            width = group.dtype.itemsize * len(columns)
-            lying[:, at : at + width] = np.stack(columns, axis=1).view(np.uint8).reshape(count, width)
+            first = (_HEADER.size + group.at) // group.dtype.itemsize
+            columns = lying.view(group.dtype)
+            for place, i in enumerate(group.features, first):
+                columns[:, place] = _fixed_values(table[self.view.features[i].name])
         whole = lying.tobytes()
         rows = [whole[low : low + size] for low in range(0, len(whole), size)]
         return self._with_variable(rows, table) if self._variable else rows
+
+    def _null_bits(self, table: pa.Table) -> np.ndarray:
+        """The null bits of each row, (rows, bytes)."""
+        nulls = np.zeros((table.num_rows, 8 * self._null_bytes), bool)
+        for i, field in enumerate(self.view.features):
+            if table[field.name].null_count:
+                nulls[:, i] = np.asarray(table[field.name].combine_chunks().is_null())
+        return np.packbits(nulls, axis=1, bitorder="little")
 
     def _with_variable(self, rows: list[bytes], table: pa.Table) -> list[bytes]:
         types = [self.view.features[i].type for i in self._variable]
@@ -446,16 +465,23 @@ def _integers(column: pa.ChunkedArray) -> np.ndarray:
     return array.fill_null(BEGINNING).to_numpy() if array.null_count else array.to_numpy()
 
 
-def _fixed_values(column: pa.ChunkedArray, dtype: np.dtype) -> np.ndarray:
-    """A fixed-width column in the type it is stored in, 0 where null."""
+def _fixed_values(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed-width column as numbers, 0 where null."""
     array = column.combine_chunks()
     if pa.types.is_timestamp(array.type):
         array = array.view(pa.int64())
-    if pa.types.is_boolean(array.type):
+    elif pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
     if array.null_count:
         array = array.fill_null(0)
-    return array.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _micros(value: Any) -> Any:
+    """A time, or a list of them, in microseconds; what is no datetime stays as it is."""
+    if isinstance(value, list):
+        return [_micros(one) for one in value]
+    return micros(value) if isinstance(value, dt.datetime) else value
 
 
 def _is_of(value: Any, value_type: ValueType) -> bool:

@@ -20,7 +20,7 @@ class OnlineStore:
 
     def __init__(self, backend: Backend, project: str, settle: int = SETTLE) -> None:
         self.backend, self.project, self.settle = backend, project, settle
-        self._views: dict[tuple[str, str], PlainOnline | WindowedOnline] = {}
+        self._views: dict[str, PlainOnline | WindowedOnline] = {}
 
     def windowed(self, view: WindowedView) -> WindowedOnline:
         online = self.view(view)
@@ -33,10 +33,11 @@ class OnlineStore:
         return online
 
     def view(self, view: StoredView) -> WindowedOnline | PlainOnline:
-        key = (view.name, view.fingerprint)
-        if key not in self._views:
-            self._views[key] = self._open(view)
-        return self._views[key]
+        held = self._views.get(view.name)
+        # A definition's identity is enough most times, and much cheaper than its equality.
+        if held is None or (held.view is not view and held.view != view):
+            held = self._views[view.name] = self._open(view)
+        return held
 
     def _open(self, view: StoredView) -> WindowedOnline | PlainOnline:
         if isinstance(view, WindowedView):

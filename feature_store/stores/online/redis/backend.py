@@ -9,10 +9,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import hiredis
 import redis
 from redis import exceptions
 from redis.backoff import NoBackoff
@@ -53,6 +54,11 @@ class RedisBackend:
 
     together = False
 
+    @property
+    def one_place(self) -> bool:
+        """A script of a Cluster sees one bucket only."""
+        return not self._clustered
+
     def __init__(self, config: OnlineConfig) -> None:
         self._config = config
         self._connection = Connection.parse(config.connection_string)
@@ -82,14 +88,17 @@ class RedisBackend:
             return []
         if self._clustered:
             return self._try(lambda client: self._mget_by_bucket(client, keys))
-        command = mget(keys)
-        return self._try(lambda client: self._ask(client, command))
+        (answer,) = self._try(lambda client: self._converse(client, [mget(keys)]))
+        if isinstance(answer, Exception):
+            raise refusal(self.where, answer, self._config.timeout) from answer
+        return answer
 
-    def _ask(self, client: redis.Redis, command: bytes) -> Any:
-        """The answer to a packed command, on a connection that this thread keeps.
+    def _converse(self, client: redis.Redis, commands: Iterable[bytes]) -> list[Any]:
+        """The answers to packed commands, errors among them, on a connection that this thread keeps.
 
-        redis-py's own way takes a connection out of its pool and puts it back, which costs as much as the rest. With
-        Sentinels the pool is asked each time: it notices a new master.
+        Each is sent as soon as it is there, so that Redis works on one while the next is put together. redis-py's own
+        way takes a connection out of its pool and puts it back, which costs as much as the rest; with Sentinels the
+        pool is asked each time, for it notices a new master.
         """
         pool = client.connection_pool
         held = getattr(self._held, "connection", None)
@@ -97,10 +106,13 @@ class RedisBackend:
             held = (pool, pool.get_connection())
         self._held.connection = None
         try:
-            held[1].send_packed_command([command])
-            answer = held[1].read_response()
+            sent = 0
+            for command in commands:
+                held[1].send_packed_command([command])
+                sent += 1
+            answers = [_answer(held[1]) for _ in range(sent)]
         except BaseException:
-            # Its answer may still come: nobody may take it for that of another question.
+            # Its answers may still come: nobody may take them for those of other questions.
             held[1].disconnect()
             pool.release(held[1])
             raise
@@ -108,7 +120,7 @@ class RedisBackend:
             self._held.connection = held
         else:
             pool.release(held[1])
-        return answer
+        return answers
 
     def _mget_by_bucket(self, client: RedisCluster, keys: Sequence[bytes]) -> list[bytes | None]:
         groups = _by_bucket(keys)
@@ -195,17 +207,27 @@ class RedisBackend:
         """Applies writes, each for itself, with one script. `once` never sends anything a second time."""
         if not writes:
             return []
-        groups = [call_of(some) for some in calls(writes, alone=self._clustered)]
-        return results_of(self._try(lambda client: self._run(client, groups), again=not once))
+        run = self._run_on_cluster if self._clustered else self._run
+        return results_of(self._try(lambda client: run(client, writes), again=not once))
 
-    def _run(self, client: Any, groups: list[tuple[list[bytes], list[bytes]]]) -> list[Any]:
-        if len(groups) == 1:
-            keys, arguments = groups[0]
-            try:
-                return [client.evalsha(self._sha, len(keys), *keys, *arguments)]
-            except exceptions.NoScriptError:
-                return [client.eval(SCRIPT, len(keys), *keys, *arguments)]
-        pipe = client.pipeline(transaction=False) if not self._clustered else client.pipeline()
+    def _run(self, client: redis.Redis, writes: Sequence[Write]) -> list[Any]:
+        groups = list(calls(writes, alone=False))
+        answers = self._converse(client, (self._call(some) for some in groups))
+        for i, answer in enumerate(answers):
+            if isinstance(answer, exceptions.NoScriptError):
+                keys, arguments = call_of(groups[i])
+                answers[i] = client.eval(SCRIPT, len(keys), *keys, *arguments)
+            elif isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def _call(self, writes: Sequence[Write]) -> bytes:
+        keys, arguments = call_of(writes)
+        return hiredis.pack_command(("EVALSHA", self._sha, len(keys), *keys, *arguments))  # type: ignore[arg-type]
+
+    def _run_on_cluster(self, client: RedisCluster, writes: Sequence[Write]) -> list[Any]:
+        groups = [call_of(some) for some in calls(writes, alone=True)]
+        pipe = client.pipeline()
         for keys, arguments in groups:
             pipe.evalsha(self._sha, len(keys), *keys, *arguments)
         answers = pipe.execute(raise_on_error=False)
@@ -332,6 +354,14 @@ class RedisBackend:
                     f"Redis at {self.where} has maxmemory-policy {policy} and would throw features away when it is "
                     f"full; set maxmemory-policy {_POLICY}."
                 )
+
+
+def _answer(connection: Any) -> Any:
+    """The next answer, an error that Redis gives as a value: others may follow it."""
+    try:
+        return connection.read_response()
+    except exceptions.ResponseError as error:
+        return error
 
 
 def _scan(node: Any, cursor: int, pattern: bytes, _: Any) -> tuple[int, list[bytes]]:
