@@ -304,6 +304,27 @@ def serve(
         run(application, host, port)
 
 
+@app.command("serve-features")
+def serve_features(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 is any free one.")] = 6566,
+    max_entities: Annotated[int, typer.Option(min=1, help="Most entity rows in one request.")] = 10_000,
+    max_body: Annotated[int, typer.Option(min=1, metavar="MIB", help="Longest body of a request, in MiB.")] = 16,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Serve features over HTTP as Feast's server does, on Feast's port; new definitions are taken up as it runs.
+
+    Ends when it gets SIGTERM or SIGINT, after the requests under way. Exit codes: 0 ended so, 1 no applied repository
+    or the port is taken, 2 wrong usage.
+
+    Example: isochron serve-features --repo feature_repo --host 0.0.0.0 --port 6566
+    """
+    from serving.feature_requests import Limits
+    from serving.start import serve_features as run_server
+
+    run_server(repo, host, port, Limits(body=max_body << 20, entities=max_entities))
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for the model, the decision log and the report.")] = Path("demo"),

@@ -28,7 +28,7 @@ FEASTS_TIME, FEASTS_CREATED = "event_timestamp", "created"
 #: Seconds from the epoch to the end of the year 9999: what is beyond was meant as another unit.
 _MOST_SECONDS = 253_402_300_799
 
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NOT_FINITE: dict[Any, float] = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def check_lengths(columns: Columns) -> int:
@@ -142,13 +142,13 @@ def bytes_of(name: str, row: int, value: Any) -> bytes | None:
     raise RequestError(name, f"is no base64 text in row {row}")
 
 
-def _float_of(name: str, row: int, value: Any) -> float | None:
+def _float_of(name: str, row: int, value: Any) -> Any:
     if isinstance(value, bool):
         raise RequestError(name, f"is a boolean in row {row}, not a number")
-    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value  # type: ignore[return-value]
+    return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def _integer_of(name: str, row: int, value: Any) -> int | None:
+def _integer_of(name: str, row: int, value: Any) -> Any:
     if isinstance(value, float) and not value.is_integer():
         raise RequestError(name, f"is a fraction in row {row}, not an integer")
-    return value  # type: ignore[return-value]
+    return value

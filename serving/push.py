@@ -86,7 +86,9 @@ def table_of(columns: dict[str, list[Any]], times: set[str]) -> pa.Table:
 
 
 def _timestamps(name: str, values: list[Any]) -> pa.Array:
-    return arrow_timestamps(pa.array([micros_of_text(name, row, value) for row, value in enumerate(values)], pa.int64()))
+    return arrow_timestamps(
+        pa.array([micros_of_text(name, row, value) for row, value in enumerate(values)], pa.int64())
+    )
 
 
 def _plain(name: str, values: list[Any]) -> pa.Array:

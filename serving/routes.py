@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -20,8 +20,9 @@ from feature_store.errors import IsochronError
 from feature_store.layer import FeatureLayer
 from feature_store.monitoring.metrics import ServerMetrics
 from serving.errors import BodyTooLarge, WrongMediaType, body_of, status_of
-from serving.push import Pushed, push
-from serving.schemas import PushRequest, decode
+
+if TYPE_CHECKING:
+    from serving.push import Pushed
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +86,18 @@ def not_served(status: int, problem: str, headers: dict[str, str] | None = None)
 async def answer_push(layer: FeatureLayer, body: bytes, metrics: ServerMetrics) -> Response:
     """Takes pushed rows in, and says by view what was done with them."""
     # A push waits for the disk (its commit is synced) and may be long: in a thread, so that reads go on meanwhile.
-    done = await run_in_threadpool(lambda: push(layer, decode(PushRequest, body)))
+    done = await run_in_threadpool(_pushed, layer, body)
     _count(done, metrics)
     windowed = {view: asdict(appended) for view, appended in done.windowed.items()}
     return json_answer({"views": windowed | {view: {"entities": entities} for view, entities in done.plain.items()}})
+
+
+def _pushed(layer: FeatureLayer, body: bytes) -> Pushed:
+    # Loaded with the first push: pydantic takes a third of the time in which a server starts.
+    from serving.push import push
+    from serving.schemas import PushRequest, decode
+
+    return push(layer, decode(PushRequest, body))
 
 
 def _count(done: Pushed, metrics: ServerMetrics) -> None:

@@ -98,6 +98,8 @@ def _config(app: Any, host: str, port: int, log_level: str) -> uvicorn.Config:
         log_level=log_level,
         access_log=False,
         ws="none",
+        # Nothing asks who the client is behind a proxy.
+        proxy_headers=False,
         lifespan="on",
         server_header=False,
         timeout_graceful_shutdown=_GRACE,
