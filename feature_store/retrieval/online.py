@@ -497,12 +497,16 @@ def _coerced(value: Any, wanted: ValueType) -> Any:
     """
     if isinstance(value, np.generic):
         value = value.item()
+    if wanted.is_list and isinstance(value, list):
+        return [_coerced(one, wanted.element) for one in value]
+    if wanted.is_numeric and isinstance(value, bool):
+        raise TypeError("a boolean is no number")
     if wanted.is_integer and isinstance(value, str):
         return int(value)
-    if wanted.is_integer and isinstance(value, float) and math.isfinite(value) and value.is_integer():
+    if wanted.is_integer and isinstance(value, float) and not math.isnan(value):
+        if not value.is_integer():
+            raise TypeError("a fraction is no integer")
         return int(value)
-    if wanted.is_integer and isinstance(value, bool):
-        raise TypeError("a boolean is no integer")
     if wanted.is_float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hasattr(value, "to_pydatetime"):
