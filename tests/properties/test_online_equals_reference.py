@@ -630,6 +630,25 @@ def test_a_missing_bucket_is_not_ready_and_never_zeros(backend: Backend) -> None
     assert stream.read([((2,), NOON)]).values["all"].to_pylist() == [1]
 
 
+def test_a_flushed_store_is_not_ready_and_never_zeros(backend: Backend) -> None:
+    """Also for a reader and a writer that knew the view: what they remember of it is not what is there."""
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - 1)])
+    plain = PlainOnline(backend, stream.online.project, plain_view(["whole"]))
+    plain.write(plain_table(plain.view, [(1, NOON, None, {"whole": 5})]), NOON)
+    stream.read([((1,), NOON)])
+    read_plain(plain, [(1, NOON)])
+    backend.delete(iter(list(backend.scan(b""))))
+    with pytest.raises(StoreNotReady, match="never filled"):
+        stream.read([((1,), NOON)])
+    with pytest.raises(StoreNotReady, match="never filled"):
+        stream.append([at(NOON)])
+    with pytest.raises(StoreNotReady, match="never filled"):
+        read_plain(plain, [(1, NOON)])
+    with pytest.raises(StoreNotReady, match=r"bucket .* is missing|never filled"):
+        plain.write(plain_table(plain.view, [(1, NOON, None, {"whole": 5})]), NOON)
+
+
 def test_a_store_never_filled_or_filled_for_another_definition_is_not_ready(backend: Backend) -> None:
     stream = counting(backend)
     with pytest.raises(StoreNotReady, match="never filled"):

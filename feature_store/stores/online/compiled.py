@@ -113,6 +113,7 @@ class CompiledFold:
         codec, columns = self._codec, list(self._codec.columns)
         fields = [(c, f) for c, name in enumerate(columns) for f in codec.fields[name]]
         windows = list(dict.fromkeys((a.window, a.hop) for a in self._aggregations))
+        words = self._head.row_size // 8
         return (
             np.array([w for w, _ in windows], np.int64),
             np.array([h or 1 for _, h in windows], np.int64),
@@ -123,7 +124,7 @@ class CompiledFold:
             np.array([c for c, _ in fields], np.int64),
             np.array([_FIELDS.get(f.name, 0) for _, f in fields], np.int64),
             np.array([-1 if f.number is None else f.number for _, f in fields], np.int64),
-            np.array([self._head.row_size // 8, (self._head.row_size - 16) // 8 - len(columns)], np.int64),
+            np.array([words, 1 + self._head.created, words - len(columns)], np.int64),
             np.array([_KINDS[a.function.kind] for a in self._aggregations], np.int64),
             np.array([-1 if a.column == "*" else columns.index(a.column) for a in self._aggregations], np.int64),
             np.array([windows.index((a.window, a.hop)) for a in self._aggregations], np.int64),
@@ -154,7 +155,7 @@ def _warm_up(made: Callable[..., bool]) -> None:
     one = np.zeros(1, np.int64)
     words = _views(bytes(8))
     flags = np.zeros(1, np.bool_)
-    program = (one, one, np.zeros(3, np.int64), np.zeros(2, np.int64), one, flags, one, one, one, np.ones(2, np.int64))
+    program = (one, one, np.zeros(3, np.int64), np.zeros(2, np.int64), one, flags, one, one, one, np.ones(3, np.int64))
     out = (np.zeros((1, 0), np.int64), np.zeros((1, 0)), np.zeros((1, 0), np.bool_), np.zeros(0, np.int64))
     made(*words, one, *words[:2], one, np.zeros(0, np.int64), *program, one, one, one, *out)
 
@@ -173,8 +174,8 @@ def _pass(  # noqa: PLR0912, PLR0915
     `words` are staircases, `at` where each begins; `row_words` heads likewise. `sizes`: grain, whether codes are wide,
     words of numbers. `marks`: what a staircase begins with, its fingerprint. `own`, `floats`: per column its number of
     counts, and whether it is of floats. `field_*`: per field its column, kind (1 sum, 2 and 3 limbs, 4 min, 5 max, 0
-    others) and number of steps. `row`: words of a head row, words of its null bits. `kind`, `column`, `which`: per
-    aggregation its function, column (-1: events) and window. Results by aggregation and entity.
+    others) and number of steps. `row`: words of a head row, and where in it null bits and columns begin. `kind`,
+    `column`, `which`: per aggregation its function, column (-1: events) and window. Results by aggregation and entity.
     """
     windows, columns, fields = len(window), len(own), len(field_column)
     shape = (columns, windows)
@@ -286,10 +287,10 @@ def _pass(  # noqa: PLR0912, PLR0915
                 added = 0.0
                 for r in range(first_row[w], end):
                     here = start + r * size
-                    if row_words[here + 2 + (c >> 6)] & mask:
+                    if row_words[here + row[1] + (c >> 6)] & mask:
                         continue
                     n[c, w] += 1
-                    here += 2 + row[1] + c
+                    here += row[2] + c
                     if floats[c]:
                         value = row_doubles[here]
                         added += value

@@ -2,7 +2,8 @@
 
 Layout of one row, version 2, little-endian::
 
-    i64 event time | i64 created time | null bits, one a column, in whole 8 bytes | eight bytes a column | text bytes
+    i64 event time | i64 created time, if the source has one | null bits, one a column, in whole 8 bytes
+    | eight bytes a column | text bytes
 
 Columns are the view's aggregated columns in name order. A fixed-width column holds its value (int64 or float64), a
 text column the length of its bytes, which follow the row in the same order. Rows without text have one size of whole
@@ -23,6 +24,7 @@ from feature_store.aggregations.events import Column, Events
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
 from feature_store.stores.online.values import fixed_dtype, from_arrow, is_variable, to_arrow
+from feature_store.timestamps import BEGINNING
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,20 @@ class Rows:
 
 @dataclass(frozen=True)
 class HeadCodec:
-    """Encodes and decodes the head rows of one view."""
+    """Encodes and decodes the head rows of one view; `created` says whether its source has a created time."""
 
     types: Mapping[str, ValueType]
+    created: bool = True
 
     @classmethod
     def of(cls, view: WindowedView) -> HeadCodec:
-        return cls(view.column_types())
+        return cls(view.column_types(), view.source.created_field is not None)
 
     @cached_property
     def _dtype(self) -> np.dtype:
         fields: list[tuple] = [
             ("time", "<i8"),
-            ("created", "<i8"),
+            *([("created", "<i8")] if self.created else []),
             ("nulls", "u1", ((len(self.types) + 63) // 64 * 8,)),
         ]
         fields += [(f"c{i}", "<i8" if is_variable(t) else fixed_dtype(t)) for i, t in enumerate(self.types.values())]
@@ -64,7 +67,9 @@ class HeadCodec:
     def encode(self, rows: Rows) -> list[bytes]:
         """The bytes of each row."""
         records = np.zeros(len(rows), self._dtype)
-        records["time"], records["created"] = rows.times, rows.created
+        records["time"] = rows.times
+        if self.created:
+            records["created"] = rows.created
         texts: list[list[bytes]] = [[] for _ in range(len(rows))]
         for i, (name, value_type) in enumerate(self.types.items()):
             values = rows.columns[name]
@@ -136,7 +141,7 @@ class HeadCodec:
         """The rows of many entities' heads as events in folding order, an entity for each head."""
         sizes, records, texts = self._joined(heads)
         entity = np.repeat(np.arange(len(heads)), sizes)
-        times, created = records["time"].astype(np.int64), records["created"].astype(np.int64)
+        times, created = records["time"].astype(np.int64), self._created(records)
         order = np.lexsort((created, times, entity))
         return Events(
             offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
@@ -155,6 +160,11 @@ class HeadCodec:
         records = np.concatenate([r for r, _ in decoded]) if decoded else np.zeros(0, self._dtype)
         return np.array([len(r) for r, _ in decoded], np.int64), records, texts
 
+    def _created(self, records: np.ndarray) -> np.ndarray:
+        if not self.created:
+            return np.full(len(records), BEGINNING, np.int64)
+        return records["created"].astype(np.int64)
+
     def raw(self, heads: Sequence[bytes | None]) -> RawRows:
         """The rows of many entities' heads, an entity for each head, by event time; of text, whether it is there."""
         sizes, records, _ = self._joined(heads)
@@ -167,7 +177,7 @@ class HeadCodec:
             if (follows[1:] & (times[1:] <= times[:-1])).any():
                 values = [records[f"c{i}"] for i in reversed(range(len(self.types)))]
                 entity = np.repeat(np.arange(len(heads)), sizes)
-                order = np.lexsort((*values, records["created"], times, entity))
+                order = np.lexsort((*values, self._created(records), times, entity))
         return RawRows(self, records if order is None else records[order], offsets)
 
     def _column(self, i: int, name: str, records: np.ndarray, texts: dict, order: np.ndarray) -> Column:
