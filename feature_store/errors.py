@@ -146,6 +146,20 @@ class StoreContended(StoreError):
         super().__init__(f"could not {what}: other writers came first each time; try again when there are fewer.")
 
 
+class NotFolded(StoreError):
+    """Pushed rows are in the log, but not in all online views that fold it."""
+
+    retryable = False
+
+    def __init__(self, views: list[str], cause: Exception) -> None:
+        self.views = views
+        names = " ".join(views)
+        super().__init__(
+            f"the rows are written to the log, but the online store failed ({str(cause).rstrip('.')}). Do not push "
+            f"them again: fill the views from the log, with `isochron bootstrap {names}`."
+        )
+
+
 class BootstrapSuperseded(IsochronError):
     """A bootstrap ended after a later one of the same view had begun: the later one's result stands."""
 

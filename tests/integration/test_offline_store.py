@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pandas as pd
 import pyarrow as pa
@@ -32,7 +33,15 @@ from feature_store.adapters.feast.saved_dataset import write_folder
 from feature_store.aggregations.reference import Event, value
 from feature_store.definitions.view import WindowedView
 from feature_store.engines.spark.engine import SparkEngine
-from feature_store.errors import NotCarried, RequestError, SourceError, SpineError
+from feature_store.errors import (
+    NotCarried,
+    NotFolded,
+    RequestError,
+    SourceError,
+    SpineError,
+    StoreNotReady,
+    StoreUnavailable,
+)
 from feature_store.layer import FeatureLayer
 from feature_store.retrieval.historical import HistoricalFeatures
 from feature_store.timestamps import DAY, HOUR, MINUTE, SECOND, iso, micros, moment, parse_time
@@ -425,6 +434,30 @@ def _counts(store: FeatureStore, at: int, features: list[str] | None = None) -> 
 
 
 LATER = START + 20 * HOUR
+
+
+def test_pushed_rows_are_folded_by_every_filled_online_view(store: FeatureStore, repo: Path) -> None:
+    """Raw events come online by a push to the log: each view on the source folds them, once, and a refill agrees."""
+    asked, at = ["spend:orders", "traffic:in_1h"], LATER + MINUTE
+    keys = {"customer": [1], "branch": ["north"]}
+    with FeatureLayer(repo) as layer:
+        layer.bootstrap(["spend"], LATER)
+        store.push("orders_pushed", _frame(_order(LATER), _order(LATER + 1)), to=PushMode.OFFLINE)
+        orders, in_1h = _counts(store, at)
+        assert layer.prepare(asked[:1]).read(keys, at).to_dict()["orders"] == [orders]
+        with pytest.raises(StoreNotReady, match="view 'traffic': it was never filled"):
+            layer.prepare(asked[1:]).read(keys, at)
+        layer.bootstrap(["spend", "traffic"], at)
+        assert layer.prepare(asked).read(keys, at).to_dict() | keys == {"orders": [orders], "in_1h": [in_1h]} | keys
+        away = StoreUnavailable("here", "is away", "wait")
+        with (
+            mock.patch.object(type(layer.store.backend), "apply", side_effect=away),
+            pytest.raises(
+                NotFolded, match=r"the rows are written to the log, .* is away; wait.*bootstrap spend traffic"
+            ),
+        ):
+            store.push("orders_pushed", _frame(_order(LATER)), to=PushMode.OFFLINE)
+        assert _counts(store, at)[0] == orders + 1
 
 
 def test_pushed_rows_are_events_once_for_every_view(store: FeatureStore, repo: Path) -> None:

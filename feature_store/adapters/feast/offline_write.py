@@ -17,16 +17,16 @@ from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.repo_config import RepoConfig
 
 from feature_store.adapters.feast.compile import READS_TAG, compile_registry
-from feature_store.adapters.feast.online_store import registry_file
+from feature_store.adapters.feast.online_store import IsochronOnlineStoreConfig, registry_file
 from feature_store.adapters.feast.pull import file_source
 from feature_store.adapters.feast.registry import read_registry, stamp_of
-from feature_store.adapters.feast.settings import local_path, root_of
+from feature_store.adapters.feast.settings import local_path, online_store, root_of
 from feature_store.clock import SystemClock
 from feature_store.definitions.repository import Definitions
 from feature_store.definitions.source import Source
 from feature_store.definitions.view import StoredView, WindowedView
 from feature_store.engines.stream.admission import admit
-from feature_store.errors import SourceError
+from feature_store.errors import NotFolded, SourceError, StoreError, StoreNotReady
 from feature_store.stores.offline.append import (
     appendable_folder,
     check_present,
@@ -36,6 +36,7 @@ from feature_store.stores.offline.append import (
     staged,
 )
 from feature_store.stores.offline.parquet import open_source
+from feature_store.stores.online.appending import Batch, Position, append
 
 _INDEX = re.compile(r"__index_level_\d+__")
 
@@ -84,6 +85,9 @@ def write_batch(
     mistyped column, a row without a key or a time, an event time over an hour ahead. SourceError where the source is
     not a folder of Parquet files on this machine, or only reads another source's files. Then nothing is written. A
     row whose features are all null is a row like any other; no rows are nothing to write.
+
+    What is written is then folded by every filled online view on the push source. Where the online store fails,
+    the rows are in the log all the same: NotFolded says so.
     """
     declared = file_source(getattr(feature_view, "batch_source", None), f"view '{feature_view.name}'")
     if reads := declared.tags.get(READS_TAG):
@@ -101,19 +105,21 @@ def write_batch(
     rows = like_files(_without_index(table, files.schemas[0]), files)
     push = _push_source(feature_view)
     now = SystemClock().now()
-    for view in _readers(current_definitions(config), feature_view.name, push):
+    readers = _readers(current_definitions(config), feature_view.name, push)
+    for view in readers:
         _check_rows(view, rows, now)
-    if len(rows):
-        _write(folder, rows, feature_view.name, push, now)
+    if len(rows) and _write(folder, rows, feature_view.name, push, now) and push is not None:
+        _fold(config, readers, rows, now)
     if progress:
         progress(len(rows))
 
 
-def _write(folder: Path, rows: pa.Table, view: str, push: str | None, now: int) -> None:
+def _write(folder: Path, rows: pa.Table, view: str, push: str | None, now: int) -> bool:
+    """Writes rows unless another view wrote them for the same push; whether it did."""
     with staged(folder, rows) as file:
         if push is None:
             publish(file, now)
-            return
+            return True
         source, digest = f"{folder}\n{push}", digest_of(file)
         if _BATCHES.is_first(source, digest, view):
             try:
@@ -121,6 +127,21 @@ def _write(folder: Path, rows: pa.Table, view: str, push: str | None, now: int) 
             except BaseException:
                 _BATCHES.not_written(source, digest, view)
                 raise
+            return True
+    return False
+
+
+def _fold(config: RepoConfig, readers: list[StoredView], rows: pa.Table, now: int) -> None:
+    """Appends rows that are in the log to the online views that fold it."""
+    if not isinstance(config.online_store, IsochronOnlineStoreConfig):
+        return
+    store = online_store(config)
+    try:
+        filled = [v for v in readers if isinstance(v, WindowedView) and v.online and store.holds(v)]
+        admitted = [(store.windowed(view), admit(view, rows, now)) for view in filled]
+        append([Batch(online, one.keys, one.events) for online, one in admitted], now, Position())
+    except (StoreError, StoreNotReady) as error:
+        raise NotFolded([view.name for view in readers if isinstance(view, WindowedView)], error) from error
 
 
 def _push_source(view: FeatureView) -> str | None:
