@@ -1,9 +1,16 @@
-"""Redis' protocol for the one command that has to be fast."""
+"""Redis' protocol: commands as bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+
+import hiredis
+
+
+def pack(*words: str | bytes | int) -> bytes:
+    """Any command."""
+    return hiredis.pack_command(words)  # type: ignore[arg-type]
 
 
 def mget(keys: Sequence[bytes]) -> bytes:

@@ -8,12 +8,13 @@ did not hold.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import chain
 
 import msgspec
 
 from feature_store.stores.online.backend import Write
+from feature_store.stores.online.redis.packing import pack
 
 #: Changes made by one call at most: Redis serves nobody else meanwhile.
 _MOST_CHANGES = 256
@@ -85,8 +86,12 @@ return results
 """
 
 
-def call_of(writes: Sequence[Write]) -> tuple[list[bytes], list[bytes]]:
-    """The keys and the arguments of the call that makes these writes."""
+#: The name by which Redis knows the script.
+_SHA = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+
+def call_of(writes: Sequence[Write]) -> bytes:
+    """The packed command that makes these writes."""
     plan, keys, arguments = [], [], []
     for write in writes:
         missing = [key for key, value in write.equal if value is None]
@@ -98,10 +103,10 @@ def call_of(writes: Sequence[Write]) -> tuple[list[bytes], list[bytes]]:
             arguments += [value for _, value in pairs]
         keys += [key for _, key, _ in write.changes]
         arguments += [operand for _, _, operand in write.changes]
-    return keys, [msgspec.msgpack.encode(plan), *arguments]
+    return pack("EVALSHA", _SHA, len(keys), *keys, msgspec.msgpack.encode(plan), *arguments)
 
 
-def calls(writes: Sequence[Write], alone: bool) -> Iterator[Sequence[Write]]:
+def shared(writes: Sequence[Write], alone: bool) -> Iterator[Sequence[Write]]:
     """Writes as they are made by one call each: `alone` one by one, else together up to a bound."""
     if alone:
         yield from ([write] for write in writes)
@@ -118,6 +123,6 @@ def calls(writes: Sequence[Write], alone: bool) -> Iterator[Sequence[Write]]:
         yield some
 
 
-def results_of(answers: Sequence[Sequence[list[int] | int]]) -> list[list[int] | None]:
-    """The results by write, of one call after the other."""
-    return [None if result == -1 else result for result in chain.from_iterable(answers)]  # type: ignore[misc]
+def results_of(answer: Sequence[list[int] | int]) -> list[list[int] | None]:
+    """The results by write, of one call."""
+    return [None if result == -1 else result for result in answer]  # type: ignore[misc]
