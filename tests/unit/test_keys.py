@@ -21,6 +21,7 @@ from feature_store.stores.online.keys import (
     generation_key,
     integer_keys,
     project_tails,
+    views_key,
 )
 
 SETTINGS = settings(max_examples=200, derandomize=True, deadline=None)
@@ -134,6 +135,7 @@ def test_the_bytes_of_version_2() -> None:
     assert space.entity(b"S", entity_key([7])) == (
         b"{%02x}\x02S\x05fraud\x04card\x00\x00\x01\x02i\x80\x00\x00\x00\x00\x00\x00\x07" % bucket_of(entity_key([7]))
     )
+    assert views_key("fraud") == b"{%02x}\x02V\x05fraud" % bucket_of(b"\x05fraud")
     assert space.tail(b"P") == b"\x02P\x05fraud\x04card\x00\x00\x01\x02"
 
 

@@ -8,6 +8,7 @@ import hashlib
 import time
 from pathlib import Path
 
+import click
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.infra.registry.registry import Registry
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
@@ -16,7 +17,7 @@ from google.protobuf.message import DecodeError
 from feature_store.adapters.feast.compile import compile_registry
 from feature_store.config import RepoConfig, compiled_beside
 from feature_store.definitions.repository import Definitions
-from feature_store.errors import ConfigError, IsochronError
+from feature_store.errors import ConfigError, IsochronError, StoreError
 from feature_store.stores.online.store import OnlineStore
 
 _TRIES, _PAUSE = 50, 0.02
@@ -97,6 +98,12 @@ def compile_at_exit(registry: Path, store: OnlineStore) -> None:
 def _compile_committed(registry: Path, store: OnlineStore) -> None:
     """An apply that failed after our checks leaves the old registry, or none; its readers compile when they come."""
     try:
-        store.keep_only(compile_file(registry, store.project).views)
+        definitions = compile_file(registry, store.project)
     except IsochronError:
         compiled_beside(registry).unlink(missing_ok=True)
+        return
+    try:
+        store.keep_only(definitions.views)
+    except StoreError as error:
+        # The apply stands. What was dropped is still in the store, and goes with the next apply.
+        click.echo(f"views that are no longer declared are still in the online store: {error}", err=True)

@@ -12,10 +12,12 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from feature_store.definitions.view import StoredView
 from feature_store.errors import BootstrapSuperseded, CorruptState
 from feature_store.stores.online.backend import DELETE, SET, Backend, Change, Write, settle
-from feature_store.stores.online.keys import BUCKETS, KINDS, Keyspace, claim_key, generation_key
+from feature_store.stores.online.keys import BUCKETS, KINDS, Keyspace, claim_key, generation_key, views_key
 from feature_store.stores.online.records import Bucket, Generation, merged, read_bucket, read_generation
 from feature_store.timestamps import END
 
@@ -61,6 +63,7 @@ class Generations:
 
     def begin(self) -> Keyspace:
         """Begins a generation. From here on writers write into it too, so that a log read afterwards misses none."""
+        name_view(self.backend, self.project, self.view.name, held=True)
         space = self.space(self._claim_next())
         before = self._before()
         old = self.space(before.number) if before else None
@@ -125,7 +128,8 @@ class Generations:
         if not (self._open_buckets(space, exact_from) and self._switch(space, cut)):
             self.delete(lambda number: number == space.generation)
             raise BootstrapSuperseded(self.view.name)
-        self.delete(lambda number: number != space.generation)
+        if space.generation > 1:
+            self.delete(lambda number: number != space.generation)
 
     def _open_buckets(self, space: Keyspace, exact_from: int) -> bool:
         """Says from when on reads are exact; False where whoever came later has deleted this generation already."""
@@ -167,11 +171,31 @@ class Generations:
         delete_generations(self.backend, self.space(0), which)
 
 
+def names_of(record: bytes | None) -> set[str]:
+    """The names in a project's record of its views."""
+    return set(msgspec.msgpack.decode(record, type=list[str])) if record else set()
+
+
+def name_view(backend: Backend, project: str, view: str, held: bool) -> None:
+    """Notes in the project's record that the store holds a view, or holds it no more."""
+    key = views_key(project)
+
+    def note(_: None, records: Sequence[bytes | None]) -> Write | None:
+        names = names_of(records[0])
+        if (view in names) == held:
+            return None
+        made = msgspec.msgpack.encode(sorted(names ^ {view}))
+        return Write([(key, records[0])], [(SET, key, made)])
+
+    settle(backend, [None], lambda _: [key], note, f"note view '{view}'")
+
+
 def forget(backend: Backend, project: str, view: str) -> None:
     """Deletes a view by its name, in all its generations."""
     records = [(DELETE, key, b"") for key in (generation_key(project, view), claim_key(project, view))]
     backend.apply([Write([], records)])
     delete_generations(backend, Keyspace(project, view, 0), lambda number: True)
+    name_view(backend, project, view, held=False)
 
 
 def delete_generations(backend: Backend, space: Keyspace, which: Callable[[int], bool]) -> None:

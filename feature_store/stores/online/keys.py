@@ -8,10 +8,10 @@ Layout, version 2 (integers big-endian)::
 The bucket in braces is what Redis Cluster calls a hash tag: all keys of a bucket lie on one node, so that one script
 changes them together. What follows it is the key's *tail*.
 
-kind is G (generation record) or C (claim: which generation was last begun), which end after the view and lie in the
-view's own bucket; B (bucket record), which ends after the generation; S (suffix staircase), H (raw head) or P (plain
-rows). Names are preceded by their lengths, so no project or view is a prefix of another: deleting `fraud` never
-touches `antifraud`.
+kind is V (the views of a project), which ends after the project and lies in its own bucket; G (generation record) or C
+(claim: which generation was last begun), which end after the view and lie in the view's own bucket; B (bucket record),
+which ends after the generation; S (suffix staircase), H (raw head) or P (plain rows). Names are preceded by their
+lengths, so no project or view is a prefix of another: deleting `fraud` never touches `antifraud`.
 
 An entity key is, for each join key in name order, a type tag and the value: `i` and eight bytes with the sign bit
 flipped, or `s`/`b`, u32 length and the bytes. So ("1", "11") and ("11", "1") differ. An entity key too long for the
@@ -85,12 +85,18 @@ def _name(text: str) -> bytes:
 
 def project_tails(project: str) -> list[bytes]:
     """What the tails of one project's keys start with, for every kind."""
-    return [VERSION + kind + _name(project) for kind in (b"G", b"C", *KINDS)]
+    return [VERSION + kind + _name(project) for kind in (b"V", b"G", b"C", *KINDS)]
 
 
 def _of_view(kind: bytes, project: str, view: str) -> bytes:
     names = _name(project) + _name(view)
     return _TAGS[bucket_of(names)] + VERSION + kind + names
+
+
+def views_key(project: str) -> bytes:
+    """Where the names of a project's views lie that were ever filled."""
+    name = _name(project)
+    return _TAGS[bucket_of(name)] + VERSION + b"V" + name
 
 
 def generation_key(project: str, view: str) -> bytes:
@@ -101,12 +107,6 @@ def generation_key(project: str, view: str) -> bytes:
 def claim_key(project: str, view: str) -> bytes:
     """Where the number of the generation that was last begun lies, a u32."""
     return _of_view(b"C", project, view)
-
-
-def view_of(generation: bytes) -> str:
-    """The view that a generation record's key is of."""
-    at = TAG_LENGTH + 3 + generation[TAG_LENGTH + 2]
-    return generation[at + 1 :].decode()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from feature_store.definitions.view import PlainView, StoredView, WindowedView
 from feature_store.stores.online.backend import Backend
-from feature_store.stores.online.generations import forget
-from feature_store.stores.online.keys import project_tails, view_of
+from feature_store.stores.online.generations import forget, names_of
+from feature_store.stores.online.keys import project_tails, views_key
 from feature_store.stores.online.plain import PlainOnline
 from feature_store.stores.online.windowed import SETTLE, WindowedOnline
 
@@ -59,11 +59,10 @@ class OnlineStore:
 
     def keep_only(self, views: Iterable[str]) -> None:
         """Forgets every view of this project that is not among these: one that is declared again starts anew."""
-        if not self.backend.exists():
-            return
-        held = {view_of(key) for key in self.backend.scan(project_tails(self.project)[0])}
-        for name in held - set(views):
-            self.delete_view(name)
+        if self.backend.exists():
+            held = names_of(self.backend.get([views_key(self.project)])[0])
+            for name in sorted(held - set(views)):
+                self.delete_view(name)
 
     def delete_project(self) -> None:
         """Forgets every view of this project, and of no other."""
