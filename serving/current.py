@@ -185,8 +185,7 @@ class CurrentDefinitions:
         while True:
             await asyncio.sleep(period)
             await self.refresh()
-            if self._ahead_since is not None and self._clock.now() - self._ahead_since >= self._patience:
-                await asyncio.to_thread(self._compile)
+            await asyncio.to_thread(self.compile_if_due)
 
     def look(self) -> bool:
         """Takes what changed, in the registry or in the store, into service; whether anything did.
@@ -228,7 +227,10 @@ class CurrentDefinitions:
             return False
         return True
 
-    def _compile(self) -> None:
+    def compile_if_due(self) -> None:
+        """Compiles the definitions where whoever changed the registry left none for long; the next look finds them."""
+        if self._ahead_since is None or self._clock.now() - self._ahead_since < self._patience:
+            return
         try:
             self._compile_in(self._layer.config.root)
         except ConfigError as error:

@@ -12,6 +12,7 @@ are base64 text, times whole seconds since the epoch. Compact JSON is the same b
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,18 +111,23 @@ class Layout:
         views = {refs[0].shown_as: view.fingerprint for view, refs in request.by_view()}
         return cls(tuple(name for name, *_ in columns), tuple(runs), views)
 
-    @cached_property
-    def metadata(self) -> bytes:
-        """Feast's `metadata` of an answer."""
-        return orjson.dumps({"feature_names": self.names})
+    def metadata(self, with_views: bool = False, echoed: tuple[str, ...] = ()) -> bytes:
+        """Feast's `metadata` of an answer. `with_views` adds what Feast calls the feature views' version metadata: a
+        version is left out, as Feast does of a view without one; the fingerprint of the view's definition is ours.
+        """
+        if (with_views, echoed) != (False, ()):
+            return self._metadata(with_views, echoed)
+        return self._bare_metadata
 
     @cached_property
-    def metadata_with_views(self) -> bytes:
-        """The same with what Feast calls the feature views' version metadata. A version is left out, as Feast does of
-        a view without one; the fingerprint of the view's definition is ours.
-        """
-        views = [{"name": name, "fingerprint": fingerprint} for name, fingerprint in self.views.items()]
-        return orjson.dumps({"feature_names": self.names, "feature_view_metadata": views})
+    def _bare_metadata(self) -> bytes:
+        return self._metadata(False, ())
+
+    def _metadata(self, with_views: bool, echoed: tuple[str, ...]) -> bytes:
+        told: dict[str, Any] = {"feature_names": (*echoed, *self.names)}
+        if with_views:
+            told["feature_view_metadata"] = [{"name": n, "fingerprint": f} for n, f in self.views.items()]
+        return orjson.dumps(told)
 
 
 @dataclass(frozen=True)
@@ -150,14 +156,23 @@ class Rows:
         return found
 
 
-def feast_json(layout: Layout, rows: Rows, with_views: bool = False) -> bytes:
-    """Feast's JSON: a column's values, statuses and event times each, and the columns' names."""
+def feast_json(
+    layout: Layout, rows: Rows, with_views: bool = False, echoed: Mapping[str, Sequence[Any]] | None = None
+) -> bytes:
+    """Feast's JSON: a column's values, statuses and event times each, and the columns' names.
+
+    `echoed` are further entity columns, which come first as they were given.
+    """
     pieces: list[bytes] = [b'{"results":[']
+    if echoed:
+        # Nobody looked at these values: orjson refuses some that JSON has, such as long integers.
+        _add_columns(pieces, [json.dumps(values).encode() for values in echoed.values()], _key_tail(rows.count))
+        pieces.append(b",")
     for run in layout.runs:
         _add_run(pieces, run, rows)
         pieces.append(b",")
     pieces[-1] = b'],"metadata":'
-    pieces += (layout.metadata_with_views if with_views else layout.metadata, b"}")
+    pieces += (layout.metadata(with_views, tuple(echoed or ())), b"}")
     return b"".join(pieces)
 
 
@@ -448,10 +463,16 @@ def _quality(parameters: Sequence[str]) -> float:
     return 1.0
 
 
-def encode(media_type: str, layout: Layout, rows: Rows, with_views: bool = False) -> bytes:
-    """Rows of an answer as one of our media types."""
+def encode(
+    media_type: str,
+    layout: Layout,
+    rows: Rows,
+    with_views: bool = False,
+    echoed: Mapping[str, Sequence[Any]] | None = None,
+) -> bytes:
+    """Rows of an answer as one of our media types; the other arguments are for Feast's JSON."""
     if media_type == ARROW:
         return arrow_stream(rows)
     if media_type == COMPACT:
         return compact_json(layout, rows)
-    return feast_json(layout, rows, with_views)
+    return feast_json(layout, rows, with_views, echoed)

@@ -49,7 +49,8 @@ class FeatureServer:
     """An ASGI app that serves the features of a layer.
 
     `clock` says what *now* is. `registry` receives the metrics, `timer` measures them, in seconds. `poll` is the time
-    in seconds between looks at the repository's registry. The layer stays the caller's to close.
+    in seconds between looks at the repository's registry. The store's connections are closed when the app stops; the
+    layer stays the caller's to close.
     """
 
     def __init__(
@@ -95,6 +96,9 @@ class FeatureServer:
         keeping_up.cancel()
         with suppress(asyncio.CancelledError):
             await keeping_up
+        # Connections to a store belong to this event loop; whoever reads on opens others.
+        self._layer.store.backend.close()
+        await asyncio.sleep(0)
         await send({"type": "lifespan.shutdown.complete"})
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -106,8 +110,8 @@ class FeatureServer:
             request = decode(body, self.limits)
             shape, rows = await self._up_to_date(self._rows, request)
             media_type = chosen(header(scope["headers"], b"accept"))
-            layout = shape.layout(rows)
-            content = encode(media_type, layout, rows, request.include_feature_view_version_metadata)
+            with_views, echoed = request.include_feature_view_version_metadata, shape.echoed(request)
+            content = encode(media_type, shape.layout(rows), rows, with_views, echoed)
         except OnDemandError as error:
             await self._refuse(_of_values(error), scope, receive, send)
             return
@@ -129,13 +133,14 @@ class FeatureServer:
         return shape, await shape.read(request, self._clock.now(), self.limits)
 
     async def _up_to_date(self, act: Callable[[Given], Awaitable[Done]], given: Given) -> Done:
-        """Acts, and once more if what is unknown or not ready was so by definitions of a moment ago."""
-        try:
-            return await act(given)
-        except (StoreNotReady, UnknownName):
-            if not await self.current.refresh():
-                raise
-        return await act(given)
+        """Acts, and again if what is unknown or not ready was so by definitions that have changed meanwhile."""
+        while True:
+            by = self.current.served
+            try:
+                return await act(given)
+            except (StoreNotReady, UnknownName):
+                if self.current.served is by and not await self.current.refresh():
+                    raise
 
     def _shape(self, request: FeaturesRequest) -> Shape:
         if self._shapes.served is not self.current.served:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 from feature_store.clock import Clock
 from feature_store.errors import UnknownName
@@ -37,14 +38,21 @@ class Shapes:
                 raise
             # What only the new definitions have is not unknown, but not ready.
             request = self.served.applied.resolve(features, full_names)
-        return Shape(Prepared(request, self._layer.store), self._clock)
+        return Shape(Prepared(request, self._layer.store), self._clock, self._join_keys)
+
+    @cached_property
+    def _join_keys(self) -> frozenset[str]:
+        """The names of all join keys that there are."""
+        return frozenset(key.name for view in self.served.definitions.stored_views() for key in view.keys)
 
 
 class Shape:
-    """Requests for the same features."""
+    """Requests for the same features. `join_keys` are those of all views."""
 
-    def __init__(self, prepared: Prepared, clock: Clock) -> None:
+    def __init__(self, prepared: Prepared, clock: Clock, join_keys: frozenset[str] = frozenset()) -> None:
         self._prepared = prepared
+        self._others = join_keys - {*prepared.keys, *prepared.request_fields, *prepared.feature_names}
+        self._columns = len(prepared.keys)
         self._gathering = Gathering(prepared, clock)
         self._bytes = bytes_columns(prepared)
         self._layout: Layout | None = None
@@ -57,6 +65,12 @@ class Shape:
         if request.as_of is None:
             return await self._gathering.read(entities)
         return Rows.all_of(await self._prepared.read_async(entities, times_of(request, now, limits)))
+
+    def echoed(self, request: FeaturesRequest) -> dict[str, Any] | None:
+        """The join keys that a request has and its features do not need: Feast's answers hold them too."""
+        if len(request.entities) == self._columns:
+            return None
+        return {name: values for name, values in request.entities.items() if name in self._others}
 
     def layout(self, rows: Rows) -> Layout:
         """The layout of these and all other answers to such requests."""

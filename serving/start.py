@@ -23,7 +23,4 @@ def serve_features(repo: Path, host: str, port: int, limits: Limits) -> None:
     ensure_compiled(load_config(repo))
     clock = SystemClock()
     with FeatureLayer(repo, clock=clock) as layer:
-        try:
-            run(FeatureServer(layer, clock, limits=limits), host, port)
-        finally:
-            layer.store.backend.close()
+        run(FeatureServer(layer, clock, limits=limits), host, port)
