@@ -148,13 +148,14 @@ class Wanted:
     @cached_property
     def bounded(self) -> np.ndarray:
         """Which windows have a beginning, (windows, 1)."""
-        return np.array([[window > 0] for window, _ in self.windows], bool)
+        return np.array([window > 0 for window, _ in self.windows], bool).reshape(-1, 1)
 
     @cached_property
     def _lengths(self) -> tuple[np.ndarray, np.ndarray]:
         return (
-            np.array([[window] for window, _ in self.windows], np.int64),
-            np.array([[hop or 1] for _, hop in self.windows], np.int64),
+            # A read of join keys only has no window at all.
+            np.array([window for window, _ in self.windows], np.int64).reshape(-1, 1),
+            np.array([hop or 1 for _, hop in self.windows], np.int64).reshape(-1, 1),
         )
 
     def tails(self, times: np.ndarray) -> np.ndarray:
