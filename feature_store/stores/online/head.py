@@ -23,6 +23,7 @@ import pyarrow as pa
 from feature_store.aggregations.events import Column, Events
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
+from feature_store.errors import CorruptState
 from feature_store.stores.online.values import fixed_dtype, from_arrow, is_variable, to_arrow
 from feature_store.timestamps import BEGINNING
 
@@ -153,7 +154,10 @@ class HeadCodec:
     def _joined(self, heads: Sequence[bytes | None]) -> tuple[np.ndarray, np.ndarray, dict[str, list[bytes]]]:
         """How many rows each head has, all their records, and the bytes of each text column beside them."""
         if not self._text:
-            sizes = np.array([len(head) // self._dtype.itemsize if head else 0 for head in heads], np.int64)
+            lengths = np.array([len(head) if head else 0 for head in heads], np.int64)
+            sizes, rest = np.divmod(lengths, self._dtype.itemsize)
+            if rest.any():
+                raise CorruptState("a stored head is cut off; bootstrap its view again.")
             return sizes, np.frombuffer(b"".join(head for head in heads if head), self._dtype), {}
         decoded = [self.decode(head) if head else (np.zeros(0, self._dtype), {}) for head in heads]
         texts = {f"c{i}": [b for _, t in decoded for b in t.get(f"c{i}", [])] for i, _ in self._text}

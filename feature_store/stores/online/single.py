@@ -66,6 +66,8 @@ class SingleFold:
         return values
 
     def _head_rows(self, head: bytes) -> tuple[list[int], np.ndarray] | None:
+        if len(head) % self._head.row_size:
+            return None
         records = np.frombuffer(head, self._head.dtype)
         times = records["time"].tolist()
         if records["nulls"].any() or any(map(int.__ge__, times, times[1:])):
