@@ -281,15 +281,18 @@ class Staircases:
         before = self._codes * (8 // codec.code_type.itemsize) - 1
         wanted = np.maximum((tails - self._origin) // codec.grain + 1, 1)
         wanted[tails == BEGINNING] = 0
-        found = np.zeros(tails.shape, np.int64)
+        # Flat arrays of one type, each step in place: this is the longest part of a read.
+        wanted = np.minimum(wanted, np.iinfo(codes.dtype).max).astype(codes.dtype).ravel()
+        place = np.tile(before, len(tails))
+        last = np.tile(before + self.entries, len(tails))
         step = 1 << int(self.entries.max(initial=0)).bit_length() >> 1
         while step:
-            ahead = found + step
-            below = codes.take(before + ahead, mode="clip") < wanted
-            below &= ahead <= self.entries
-            found += below * step
+            ahead = place + step
+            below = codes.take(ahead, mode="clip") < wanted
+            below &= ahead <= last
+            np.copyto(place, ahead, where=below)
             step >>= 1
-        return found
+        return place.reshape(tails.shape) - before
 
     def events(self, found: np.ndarray) -> np.ndarray:
         """How many events there are from each entry on."""
