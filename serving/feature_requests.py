@@ -26,15 +26,15 @@ class FeaturesRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What Feast's server takes, and `as_of`.
 
     `entities` holds join keys and request-time values as columns; those that the features do not need are ignored.
-    `feature_service` names a service, or `features` lists `view:feature` references (see `references`: a server is
-    asked for the same ones again and again, and need not read the list each time); a service goes before a list.
+    `feature_service` names a service, or `features` lists `view:feature` references; a service goes before a list.
     `as_of`, ours, is the time to read at, ISO 8601 text (UTC where it has no offset): one for all rows, or a list of
     one a row; now where it is absent.
     """
 
     entities: dict[Name, list[Value]]
     feature_service: Name | None = None
-    features: msgspec.Raw = msgspec.Raw(b"[]")
+    # Not read with the rest (see `references`): a server is asked for the same ones again and again.
+    features: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"[]"))
     full_feature_names: bool = False
     include_feature_view_version_metadata: bool = False
     as_of: Annotated[str, msgspec.Meta(max_length=100)] | list[str] | None = None

@@ -151,8 +151,13 @@ class FeatureServer:
         for view, part in rows.answer.parts.items():
             if part.known is None:
                 continue
-            if unknown := rows.count - int(np.count_nonzero(part.known[rows.low : rows.high])):
-                self.metrics.rows_unknown.labels(view).inc(unknown)
+            # A single look costs a tenth of numpy's count.
+            one = rows.count == 1
+            unknown = (
+                not part.known[rows.low] if one else rows.count - np.count_nonzero(part.known[rows.low : rows.high])
+            )
+            if unknown:
+                self.metrics.rows_unknown.labels(view).inc(int(unknown))
 
     # -- the other routes ---------------------------------------------------------------------------------------
 
