@@ -200,6 +200,7 @@ class CurrentDefinitions:
             if applied is self.served.applied and served.waiting == self.served.waiting:
                 return False
             if applied is not self.served.applied:
+                logger.info("the registry changed: definitions %s are in service", applied.stamp[:12])
                 self._metrics.reloads.labels("taken").inc()
             self.served = served
             self._layer.definitions = served.definitions

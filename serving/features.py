@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -33,7 +34,7 @@ from serving.feature_requests import FeaturesRequest, Limits, decode
 from serving.health import FeatureHealth
 from serving.json_columns import table_of_view
 from serving.routes import answer_metrics, answer_push, header, json_answer, not_served, read_body, refusal
-from serving.shapes import Shape, Shapes
+from serving.shapes import LARGE, Shape, Shapes
 
 READ, PUSH, WRITE = "/get-online-features", "/push", "/write-to-online-store"
 HEALTH, METRICS, OPENAPI = "/health", "/metrics", "/openapi.json"
@@ -111,7 +112,8 @@ class FeatureServer:
             shape, rows = await self._up_to_date(self._rows, request)
             media_type = chosen(header(scope["headers"], b"accept"))
             with_views, echoed = request.include_feature_view_version_metadata, shape.echoed(request)
-            content = encode(media_type, shape.layout(rows), rows, with_views, echoed)
+            write = partial(encode, media_type, shape.layout(rows), rows, with_views, echoed)
+            content = write() if rows.count <= LARGE else await asyncio.to_thread(write)
         except OnDemandError as error:
             await self._refuse(_of_values(error), scope, receive, send)
             return
@@ -151,13 +153,12 @@ class FeatureServer:
         for view, part in rows.answer.parts.items():
             if part.known is None:
                 continue
-            # A single look costs a tenth of numpy's count.
-            one = rows.count == 1
-            unknown = (
-                not part.known[rows.low] if one else rows.count - np.count_nonzero(part.known[rows.low : rows.high])
-            )
+            if rows.count == 1:  # a single look costs a tenth of numpy's count
+                unknown = int(not part.known[rows.low])
+            else:
+                unknown = rows.count - int(np.count_nonzero(part.known[rows.low : rows.high]))
             if unknown:
-                self.metrics.rows_unknown.labels(view).inc(int(unknown))
+                self.metrics.rows_unknown.labels(view).inc(unknown)
 
     # -- the other routes ---------------------------------------------------------------------------------------
 

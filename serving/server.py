@@ -24,6 +24,9 @@ PORT = 8000
 #: Seconds that requests under way get to end when the server stops.
 _GRACE = 5
 
+#: Seconds that an idle connection is kept: longer than clients keep theirs, or their next request meets a closed one.
+_KEPT = 75
+
 _APP_FAILED = "the app failed to start; the log says why"
 
 
@@ -108,6 +111,7 @@ def _config(app: Any, host: str, port: int, log_level: str) -> uvicorn.Config:
         proxy_headers=False,
         lifespan="on",
         server_header=False,
+        timeout_keep_alive=_KEPT,
         timeout_graceful_shutdown=_GRACE,
     )
 

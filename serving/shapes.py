@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -13,6 +14,9 @@ from serving.current import Served
 from serving.encodings import Layout, Rows
 from serving.feature_requests import FeaturesRequest, Limits, bytes_columns, references, times_of, with_bytes
 from serving.gathering import Entities, Gathering
+
+#: Reads of more rows are made and written in a thread: on the event loop they would hold up all others for long.
+LARGE = 1_000
 
 #: How many shapes are kept.
 _KEPT = 512
@@ -62,6 +66,9 @@ class Shape:
         entities: Entities = request.entities
         if self._bytes:
             entities = with_bytes(entities, self._bytes)
+        if request.rows > LARGE:
+            times = times_of(request, now, limits)
+            return Rows.all_of(await asyncio.to_thread(self._prepared.read, entities, times))
         if request.as_of is None:
             return await self._gathering.read(entities)
         return Rows.all_of(await self._prepared.read_async(entities, times_of(request, now, limits)))

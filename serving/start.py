@@ -19,6 +19,7 @@ def serve_features(repo: Path, host: str, port: int, limits: Limits) -> None:
 
     Raises ConfigError where there is no applied repository, ServerNotStarted where it cannot listen.
     """
+    logging.basicConfig(format="%(levelname)s:     %(message)s")
     logging.getLogger("serving").setLevel(logging.INFO)
     ensure_compiled(load_config(repo))
     clock = SystemClock()
