@@ -162,6 +162,15 @@ def test_what_was_answered_is_not_sent_again() -> None:
         assert [sent.count(write.changes[0][1]) for write in writes] == [1, 2, 1, 1]
 
 
+def test_what_was_answered_before_the_connection_was_lost_is_not_sent_again() -> None:
+    writes = [Write([], [("S", b"{00}k%d" % i, b"v")] * 200) for i in range(3)]
+    done = array(array(*[b":0\r\n"] * 200))
+    with fake_redis(in_turn(done, None, done, done)) as fake:
+        assert backend_of(fake, timeout=AT_LAST).apply(writes) == [[0] * 200] * 3
+        sent = [command[3] for command in fake.commands]
+        assert [sent.count(write.changes[0][1]) for write in writes] == [1, 2, 1]
+
+
 @READS
 def test_a_cluster_that_sends_us_to_and_fro_ends_at_the_deadline(read: Callable[..., list[bytes | None]]) -> None:
     def answer(command: list[bytes]) -> bytes:

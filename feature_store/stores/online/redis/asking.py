@@ -43,12 +43,14 @@ class _Exchange:
                 self.failure = failure
 
     def receive(self, topology: Topology, deadline: float) -> None:
-        """Waits for all answers."""
+        """Waits for all answers. Those before a failure count: what they answer is not asked again."""
         if self.failure is None and self.connection is not None:
+            answers: list[Any] = []
             try:
-                self.failure = self.batch.take(self.connection.receive(deadline), topology)
+                self.connection.receive(answers, deadline)
             except Failure as failure:
                 self.failure = failure
+            self.failure = worse(self.failure, self.batch.take(answers, topology))
 
     def end(self) -> None:
         if self.connection is not None:
@@ -91,6 +93,7 @@ class Asking:
         if not self._site.topology.known:
             ask = self._ask_sentinel if self._site.watched else self._ask_node
             self._site.topology.learn(ask, deadline)
+            self._leave(self._pools.keys() - set(self._site.topology.masters()))
 
     def ask(self, node: Address, command: bytes, deadline: float) -> tuple[Any, str]:
         """A node's answer to one command, and the run id of its server. Raises Failure, ConfigError."""
@@ -108,9 +111,12 @@ class Asking:
 
     def close(self) -> None:
         """Closes all connections; those in use when they are given back."""
+        self._leave(list(self._pools))
+
+    def _leave(self, nodes: Iterable[Address]) -> None:
         with self._lock:
-            pools, self._pools = self._pools, {}
-        for pool in pools.values():
+            left = [self._pools.pop(node) for node in nodes if node in self._pools]
+        for pool in left:
             pool.close()
 
     def _again(self, calls: Sequence[Call], failure: Failure, patience: Patience) -> Failure | None:

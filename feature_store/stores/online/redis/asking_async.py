@@ -46,9 +46,10 @@ class AskingAsync:
     def close(self) -> None:
         """Closes the connections of all loops, each in its own thread."""
         closed, self._lines = self._lines, {}
-        for loop, lines in closed.items():
+        for loop, lines in list(closed.items()):
             if loop.is_running():
-                loop.call_soon_threadsafe(lines.close)
+                with contextlib.suppress(RuntimeError):  # it has ended, and closed them, in this moment
+                    loop.call_soon_threadsafe(lines.close)
             elif not loop.is_closed():
                 lines.close()
 

@@ -55,7 +55,9 @@ class BlockingConnection:
     def ask(self, data: bytes, count: int, deadline: float) -> list[Any]:
         """The answers to so many commands, errors as values."""
         self.send(data, count, deadline)
-        return self.receive(deadline)
+        answers: list[Any] = []
+        self.receive(answers, deadline)
+        return answers
 
     def send(self, data: bytes, count: int, deadline: float) -> None:
         self.awaited += count
@@ -72,9 +74,8 @@ class BlockingConnection:
         except OSError as error:
             raise Lost(f"{_named(self.address)}: {said(error)}") from error
 
-    def receive(self, deadline: float) -> list[Any]:
-        """All answers that are awaited; what has arrived at the deadline still counts."""
-        answers: list[Any] = []
+    def receive(self, answers: list[Any], deadline: float) -> None:
+        """Adds all answers that are awaited, or those that came; what has arrived at the deadline still counts."""
         try:
             while self.awaited:
                 self._until(deadline)
@@ -85,7 +86,6 @@ class BlockingConnection:
                 while self.awaited and (answer := self._reader.gets()) is not False:
                     answers.append(answer)
                     self.awaited -= 1
-            return answers
         except (TimeoutError, BlockingIOError, ssl.SSLWantReadError) as error:
             raise Overdue(f"{_named(self.address)} did not answer in time") from error
         except OSError as error:
@@ -190,7 +190,10 @@ def _connected(address: Address, tls: ssl.SSLContext | None, deadline: float) ->
 
 
 def _secured(plain: socket.socket, tls: ssl.SSLContext, address: Address, deadline: float) -> socket.socket:
-    plain.settimeout(max(deadline - time.monotonic(), 0))
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    plain.settimeout(left)
     try:
         return tls.wrap_socket(plain, server_hostname=address[0])
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:

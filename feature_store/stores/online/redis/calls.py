@@ -80,9 +80,9 @@ class Batch:
         self.size += len(data)
 
     def take(self, answers: Sequence[Any], topology: Topology) -> Failure | None:
-        """Notes the answers of the node; the failure that decides, where a call has none."""
+        """Notes the answers of the node, or as many as came; the failure that decides among those it gave."""
         worst: Failure | None = None
-        for call, answer in zip(self._places, answers, strict=True):
+        for call, answer in zip(self._places, answers, strict=False):
             if isinstance(answer, hiredis.ReplyError):
                 failure = failure_of(str(answer))
                 worst = worse(worst, failure)

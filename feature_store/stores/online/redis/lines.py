@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from typing import Any, TypeVar
 
 from feature_store.errors import ConfigError
-from feature_store.stores.online.redis.failures import Failure
+from feature_store.stores.online.redis.failures import Failure, Lost
 from feature_store.stores.online.redis.pipelined import PipelinedConnection
 from feature_store.stores.online.redis.settings import Address
 
@@ -25,6 +25,7 @@ class Lines:
         self._lines: dict[Address, PipelinedConnection] = {}
         self._tasks: dict[object, asyncio.Task[Any]] = {}
         self._keeper: AsyncGenerator[None] | None = None
+        self._closed = False
 
     def ready(self, address: Address) -> PipelinedConnection | None:
         """The connection to a node, if it is open."""
@@ -53,8 +54,8 @@ class Lines:
             self._lines.pop(address).close()
 
     def close(self) -> None:
-        for task in self._tasks.values():
-            task.cancel()
+        """Closes all connections; those that are being opened when they are open. Nobody who waits is cancelled."""
+        self._closed = True
         for line in self._lines.values():
             line.close()
         self._lines.clear()
@@ -63,7 +64,11 @@ class Lines:
         if self._keeper is None:
             self._keeper = self._until_the_loop_ends()
             await anext(self._keeper)
-        made = self._lines[address] = await self._connect(address)
+        made = await self._connect(address)
+        if self._closed:
+            made.close()
+            raise Lost("the store was closed")
+        self._lines[address] = made
         return made
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
