@@ -19,8 +19,7 @@ from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import RepoConfig
 from feast.type_map import feast_value_type_to_python_type
 
-from feature_store.adapters.feast.compile import DUMMY_KEY, without_feasts_warnings
-from feature_store.adapters.feast.registry import definitions_of
+from feature_store.adapters.feast.registry import Registered, registered
 from feature_store.adapters.feast.settings import online_store, root_of
 from feature_store.definitions.repository import Definitions, Request
 from feature_store.definitions.types import ValueType
@@ -40,14 +39,11 @@ class BadRequest(RequestError, ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A request with all its resolution done. `without_history` refuses what only history could answer, `join_keys` are
-    those of all entities of the project, by the entity's name, `registry` the one it was resolved from.
-    """
+    """A request with all its resolution done. `without_history` refuses what only history could answer."""
 
     prepared: Prepared
     without_history: Prepared
-    join_keys: Mapping[str, str]
-    registry: BaseRegistry
+    registered: Registered
 
     def read(self, given: Mapping[str, Sequence[Any]], now: int) -> OnlineFeatures:
         """The answer as of now, also where it takes history."""
@@ -96,15 +92,11 @@ class Asked:
 
     def versions(self) -> dict[str, int]:
         """The name and the version in the registry of each stored view behind the answer."""
-        request = self.prepared.request
-        return {
-            refs[0].shown_as: _declared(self.registry, view.name, request.definitions.project).current_version_number
-            or 0
-            for view, refs in request.by_view()
-        }
+        versions = self.registered.versions
+        return {refs[0].shown_as: versions[view.name] for view, refs in self.prepared.request.by_view()}
 
     def _is_entity(self, name: str) -> bool:
-        return name in self.prepared.keys or name in self.join_keys.values()
+        return name in self.prepared.keys or name in self.registered.join_keys.values()
 
     def _columnar(self, rows: Any) -> Mapping[str, Sequence[Any]]:
         if isinstance(rows, Mapping):
@@ -120,7 +112,7 @@ class Asked:
         """Columns named after an entity under the name of its join key: Feast still takes them."""
         wanted = {
             entity: key
-            for entity, key in self.join_keys.items()
+            for entity, key in self.registered.join_keys.items()
             if entity in given and key not in given and key in self.prepared.keys and entity not in self.prepared.keys
         }
         if wanted:
@@ -142,51 +134,49 @@ class Requests:
         self, config: RepoConfig, features: Features, registry: BaseRegistry, project: str, full_names: bool
     ) -> Asked:
         """What these features of a project mean now."""
-        definitions = definitions_of(registry, project)
+        now = registered(registry, project)
         known = self._known
-        if known is None or not known.holds(definitions, config):
-            known = self._known = _Known(definitions, config, os.getpid(), {})
+        if known is None or not known.holds(now, config):
+            known = self._known = _Known(now, config, os.getpid(), {})
         key = (features.name if isinstance(features, FeatureService) else tuple(features), full_names)
         if (asked := known.asked.get(key)) is None:
             if len(known.asked) >= _REMEMBERED:
                 known.asked.clear()
-            asked = known.asked[key] = self._resolve(definitions, config, features, registry, full_names)
+            asked = known.asked[key] = self._resolve(now, config, features, registry, full_names)
         return asked
 
     def _resolve(
-        self, definitions: Definitions, config: RepoConfig, features: Features, registry: BaseRegistry, full_names: bool
+        self, now: Registered, config: RepoConfig, features: Features, registry: BaseRegistry, full_names: bool
     ) -> Asked:
         if not features:
             raise ValueError("No features specified for retrieval")
         try:
-            request = _request(definitions, features, full_names)
+            request = _request(now.definitions, features, full_names)
         except IsochronError:
-            self._refuses(registry, definitions.project, features, full_names)
+            self._refuses(registry, now.definitions.project, features, full_names)
             raise
-        _check_enabled(registry, request)
-        root = root_of(config)
-        history = _history(root, getattr(config.offline_store, "memory_limit", None), os.getpid())
+        for name in dict.fromkeys(ref.view for ref in request.refs):
+            if name in now.switched_off:
+                raise ValueError(
+                    f"Feature view '{name}' is disabled and cannot serve features. "
+                    f"Enable it with `feast feature-views enable {name}` or set enabled=True."
+                )
+        history = _history(root_of(config), getattr(config.offline_store, "memory_limit", None), os.getpid())
         store = online_store(config)
-        entities = registry.list_entities(definitions.project, allow_cache=True)
-        return Asked(
-            Prepared(request, store, history),
-            Prepared(request, store),
-            {entity.name: entity.join_key for entity in entities if entity.join_key != DUMMY_KEY},
-            registry,
-        )
+        return Asked(Prepared(request, store, history), Prepared(request, store), now)
 
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """What was asked while definitions, configuration and process were these."""
+    """What was asked while registry, configuration and process were these."""
 
-    definitions: Definitions
+    registered: Registered
     config: RepoConfig
     process: int
     asked: dict[Any, Asked]
 
-    def holds(self, definitions: Definitions, config: RepoConfig) -> bool:
-        return self.definitions is definitions and self.config is config and self.process == os.getpid()
+    def holds(self, registered: Registered, config: RepoConfig) -> bool:
+        return self.registered is registered and self.config is config and self.process == os.getpid()
 
 
 def _request(definitions: Definitions, features: Features, full_names: bool) -> Request:
@@ -204,21 +194,6 @@ def _newest(ref: str) -> str:
         return ref
     view, version, feature = utils._parse_feature_ref(ref)
     return f"{view}:{feature}" if version is None else ref
-
-
-def _check_enabled(registry: BaseRegistry, request: Request) -> None:
-    """Raises ValueError, as Feast does, for a view that was switched off."""
-    for name in dict.fromkeys(ref.view for ref in request.refs):
-        if not getattr(_declared(registry, name, request.definitions.project), "enabled", True):
-            raise ValueError(
-                f"Feature view '{name}' is disabled and cannot serve features. "
-                f"Enable it with `feast feature-views enable {name}` or set enabled=True."
-            )
-
-
-def _declared(registry: BaseRegistry, view: str, project: str) -> Any:
-    with without_feasts_warnings():
-        return registry.get_any_feature_view(view, project, allow_cache=True)
 
 
 @lru_cache(maxsize=8)

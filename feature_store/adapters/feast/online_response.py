@@ -41,7 +41,7 @@ _FIELDS: dict[ValueType, tuple[str, Callable[..., Any], Any]] = {
     ValueType.FLOAT64: ("double", DoubleList, 0.0),
     ValueType.STRING: ("string", StringList, ""),
     ValueType.BYTES: ("bytes", BytesList, b""),
-    ValueType.TIMESTAMP: ("unix_timestamp", Int64List, NULL_TIMESTAMP_INT_VALUE),
+    ValueType.TIMESTAMP: ("unix_timestamp", Int64List, int(NULL_TIMESTAMP_INT_VALUE)),
 }
 
 

@@ -6,6 +6,8 @@ import atexit
 import contextlib
 import hashlib
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -14,7 +16,7 @@ from feast.infra.registry.registry import Registry
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from google.protobuf.message import DecodeError
 
-from feature_store.adapters.feast.compile import compile_registry
+from feature_store.adapters.feast.compile import DUMMY_KEY, compile_registry
 from feature_store.config import RepoConfig, compiled_beside
 from feature_store.definitions.repository import Definitions
 from feature_store.errors import ConfigError, IsochronError, StoreError
@@ -55,16 +57,46 @@ def compile_repository(config: RepoConfig) -> Definitions:
     return compile_file(config.registry, config.project)
 
 
-_compiled: dict[str, tuple[str, Definitions]] = {}
+@dataclass(frozen=True, eq=False)
+class Registered:
+    """What one state of the registry says of a project: the definitions, and what only Feast's own interface knows of:
+    each entity's join key, views that are switched off, and their versions.
+    """
+
+    definitions: Definitions
+    join_keys: Mapping[str, str]
+    switched_off: frozenset[str]
+    versions: Mapping[str, int]
+
+    @classmethod
+    def of(cls, proto: RegistryProto, project: str) -> Registered:
+        """Raises DefinitionError for what the contract refuses."""
+        kinds = (proto.feature_views, proto.stream_feature_views, proto.on_demand_feature_views)
+        views = [view for views in kinds for view in views if view.spec.project == project]
+        entities = [e.spec for e in proto.entities if e.spec.project == project and e.spec.join_key != DUMMY_KEY]
+        return cls(
+            compile_registry(proto, project, proto.version_id),
+            {entity.name: entity.join_key for entity in entities},
+            frozenset(view.spec.name for view in views if view.spec.disabled),
+            {view.spec.name: view.meta.current_version_number for view in views},
+        )
 
 
-def definitions_of(registry: BaseRegistry, project: str) -> Definitions:
-    """The definitions in a registry that Feast holds, compiled once a version."""
+_compiled: dict[str, tuple[str, Registered]] = {}
+
+
+def registered(registry: BaseRegistry, project: str) -> Registered:
+    """What a registry that Feast holds says, compiled once a version."""
     proto = _cached(registry, project)
     known = _compiled.get(project)
     if known is None or known[0] != proto.version_id:
-        known = _compiled[project] = proto.version_id, compile_registry(proto, project, proto.version_id)
+        known = _compiled[project] = proto.version_id, Registered.of(proto, project)
     return known[1]
+
+
+def definitions_of(registry: BaseRegistry, project: str) -> Definitions:
+    """The definitions in a registry that Feast holds."""
+    return registered(registry, project).definitions
 
 
 def _cached(registry: BaseRegistry, project: str) -> RegistryProto:
