@@ -266,39 +266,50 @@ def test_paused_for_five_seconds_it_fails_in_time_and_goes_on_by_itself(
 ) -> None:
     values = fill(backend, 100)
     some = [*values]
+    pairs = list(zip(some, some[::-1], strict=True))
 
-    async def meanwhile() -> list[Any]:
-        async def late(key: bytes) -> Any:
-            try:
-                return await backend.get_async([key])
-            except StoreUnavailable as error:
-                return str(error)
+    async def late(key: bytes) -> str:
+        try:
+            return str(await backend.get_async([key]))
+        except StoreUnavailable as error:
+            return str(error)
 
-        found = []
-        while time.monotonic() < until:
-            found += await asyncio.gather(*[late(key) for key in some[:20]])
-        return found
-
-    async def afterwards() -> list[Any]:
-        return await asyncio.gather(
-            *[backend.get_async([key, other]) for key, other in zip(some, some[::-1], strict=True)]
-        )
-
-    with paused(durable):
+    async def play() -> tuple[list[str], list[Any]]:
+        """On one loop, so that answers to what was given up meet the questions that follow."""
+        await backend.get_async(some)
+        durable.pause()
         until = time.monotonic() + 5.0
-        said = [str(timely(lambda: backend.get([some[0]]))), str(timely(lambda: list(backend.scan(b""))))]
-        said.append(str(timely(lambda: backend.apply([Write([], [("S", b"{00}late", b"x")])], once=True))))
-        said += timely(lambda: asyncio.run(meanwhile()))
+        said = []
         while time.monotonic() < until:
-            time.sleep(0.05)
-    assert len(said) > 20
+            said += await asyncio.gather(*[late(key) for key in some[:20]], asyncio.to_thread(blocked))
+        durable.resume()
+        return said, await asyncio.gather(*[backend.get_async([*pair]) for pair in pairs])
+
+    def blocked() -> str:
+        return str(timely(backend.get, some[:1]))
+
+    try:
+        said, found = asyncio.run(play())
+    finally:
+        durable.resume()
+    assert len(said) > 60
     assert {text.partition(" did ")[2] for text in said} == {
         "not answer within 1 s; see whether Redis is up and not paused."
     }
-    # Answers to what was given up come now; each of these must get its own.
-    expected = [[values[key], values[other]] for key, other in zip(some, some[::-1], strict=True)]
-    assert asyncio.run(afterwards()) == expected
-    assert [backend.get([key, other]) for key, other in zip(some, some[::-1], strict=True)] == expected
+    expected = [[values[key], values[other]] for key, other in pairs]
+    assert found == expected
+    assert [backend.get([*pair]) for pair in pairs] == expected
+
+
+def test_while_it_is_paused_writes_and_scans_fail_in_time(durable: SingleServer, backend: RedisBackend) -> None:
+    fill(backend, 2)
+    with paused(durable):
+        for ask in (
+            lambda: backend.apply([Write([], [("S", b"{00}late", b"x")])], once=True),
+            lambda: backend.delete(iter(keys(1))),
+            lambda: list(backend.scan(b"")),
+        ):
+            assert "did not answer within 1 s" in str(timely(ask))
 
 
 def test_late_answers_are_nobody_elses(durable: SingleServer, patient: RedisBackend) -> None:

@@ -94,8 +94,8 @@ class BlockingConnection:
             raise Lost(f"{_named(self.address)} answered what is no answer of Redis: {error}") from error
 
     def usable(self) -> bool:
-        """Whether it is open as far as this side knows, and no answer is outstanding."""
-        return not self.awaited and not self._reader.has_data() and not self._poll.poll(0)
+        """Whether it is open as far as this side knows, and nothing lies there that nobody asked for."""
+        return not self._reader.has_data() and not self._poll.poll(0)
 
     def close(self) -> None:
         self._finally()

@@ -75,7 +75,7 @@ _NOT_NOW = {
 }
 _REDO = {"MOVED", "ASK", "NOSCRIPT"}
 #: Those after which another node may have taken the place of the one that answered so.
-_DOUBTFUL = {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN"}
+_DOUBTFUL = {"LOADING", "DEMOTED", "READONLY", "MASTERDOWN", "CLUSTERDOWN"}
 _TOO_MANY = "ERR max number of clients"
 _DENIED = {"NOAUTH", "WRONGPASS", "NOPERM"}
 _DENIED_TEXTS = (
