@@ -1,8 +1,9 @@
-"""Reads that are asked for in the same turn of the event loop, done as one.
+"""Reads that are asked for at the same time, done as one.
 
 A read of sixteen rows costs the store and the decoder little more than a read of one. Under load a server finds several
-requests ready at once: those for the same features as of now are read together, and each gets its rows of the answer.
-A request that comes alone is not held up.
+requests ready in one turn of its event loop, and more come while a store on the network is asked: those for the same
+features as of now are read together, and each gets its rows of the answer. A request that comes alone does not wait;
+one that comes while the store is being asked waits for that round trip, and goes with the next.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Gathering:
         kinds = {name: _TAKEN.get(value_type) for name, value_type in prepared.keys.items()} if together else {}
         self._kinds = {} if None in kinds.values() else kinds
         self._open: _Batch | None = None
+        self._under_way = 0
 
     async def read(self, entities: Entities) -> Rows:
         """The rows of a request. Raises what Prepared.read raises."""
@@ -43,7 +45,10 @@ class Gathering:
         if count is None:
             return Rows.all_of(await self._prepared.read_async(entities, self._clock.now()))
         batch = self._open
-        if batch is None or batch.rows + count > MOST_ROWS:
+        if batch is not None and batch.rows + count > MOST_ROWS:
+            batch.let_go()
+            batch = None
+        if batch is None:
             batch = self._open = _Batch()
             batch.task = asyncio.get_running_loop().create_task(self._close(batch))
         low = batch.rows
@@ -75,13 +80,21 @@ class Gathering:
         return count
 
     async def _close(self, batch: _Batch) -> Rows:
-        """Reads what has come together. It begins when those who were ready with the first one have had their turn."""
+        """Reads what has come together: those who were ready with the first one have had their turn before."""
+        if self._under_way and self._open is batch:
+            await batch.turn()
         if self._open is batch:
             self._open = None
         entities = batch.asked[0]
         if len(batch.asked) > 1:
             entities = {name: [v for asked in batch.asked for v in asked[name]] for name in self._kinds}
-        return Rows.all_of(await self._prepared.read_async(entities, self._clock.now()))
+        self._under_way += 1
+        try:
+            return Rows.all_of(await self._prepared.read_async(entities, self._clock.now()))
+        finally:
+            self._under_way -= 1
+            if self._open is not None:
+                self._open.let_go()
 
 
 class _Batch:
@@ -91,7 +104,17 @@ class _Batch:
         self.asked: list[Entities] = []
         self.rows = 0
         self.task: asyncio.Task[Rows] | None = None
+        self._waiting: asyncio.Future[None] | None = None
 
     def add(self, entities: Entities, count: int) -> None:
         self.asked.append(entities)
         self.rows += count
+
+    async def turn(self) -> None:
+        """Waits until it is let go: when the read before it ends, or it is full."""
+        self._waiting = asyncio.get_running_loop().create_future()
+        await self._waiting
+
+    def let_go(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
