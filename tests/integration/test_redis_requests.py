@@ -225,10 +225,23 @@ def test_error_answers_are_told_apart(
     ask: Callable[[RedisBackend], Any], answer: bytes, kind: type[StoreError], text: str
 ) -> None:
     with fake_redis(lambda command: answer) as fake:
-        error = refused(lambda: ask(backend_of(fake, timeout=0.1)))
+        error = refused(lambda: ask(backend_of(fake, timeout=0.3)))
     assert type(error) is kind
     assert text in str(error)
     assert f"127.0.0.1:{fake.port}" in str(error)
+
+
+@READS
+def test_why_it_failed_is_told_although_the_last_try_had_no_time_left(read: Callable[..., list[bytes | None]]) -> None:
+    begun = time.monotonic()
+
+    def answer(command: list[bytes]) -> Iterator[bytes]:
+        return iter([b"-LOADING wait\r\n"] if time.monotonic() < begun + 0.4 else [])
+
+    with fake_redis(answer) as fake:
+        assert "is still loading" in str(refused(lambda: read(backend_of(fake, timeout=0.6))))
+    with fake_redis(in_turn(b"-LOADING wait\r\n", b"")) as fake:
+        assert "did not answer" in str(refused(lambda: read(backend_of(fake, timeout=0.6))))
 
 
 @pytest.mark.parametrize("ask", [get, get_async, apply])

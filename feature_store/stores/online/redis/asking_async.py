@@ -41,7 +41,7 @@ class AskingAsync:
                 await self._persist(calls, lines, patience, failure)
         except TimeoutError as error:
             self._doubt_nodes(calls)
-            raise self._site.refusal(Overdue()) from error
+            raise self._site.refusal(patience.reason(Overdue())) from error
 
     def close(self) -> None:
         """Closes the connections of all loops, each in its own thread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from feature_store.stores.online.redis.failures import Failure, Passing, Redo
+from feature_store.stores.online.redis.failures import Failure, Overdue, Passing, Redo
 
 #: Seconds before a new try, doubled each time up to the longest.
 _FIRST_DELAY, _LONGEST_DELAY = 0.005, 0.2
@@ -21,6 +21,9 @@ class Patience:
         self.deadline = time.monotonic() + seconds
         self._delay = _FIRST_DELAY
         self._followed = 0
+        # The last try's beginning, and why it was made.
+        self._tried = self.deadline - seconds
+        self._before: Failure | None = None
 
     @property
     def left(self) -> float:
@@ -32,7 +35,15 @@ class Patience:
         if not isinstance(failure, Passing):
             return None
         delay = self._next(failure)
-        return delay if delay < self.left else None
+        if delay >= self.left:
+            return None
+        self._tried, self._before = time.monotonic() + delay, failure
+        return delay
+
+    def reason(self, failure: Failure) -> Failure:
+        """What to tell of a last failure: where its try had little time, why the one before it failed."""
+        hurried = self.deadline - self._tried < self.seconds / 2
+        return self._before if hurried and self._before and isinstance(failure, Overdue) else failure
 
     def _next(self, failure: Failure) -> float:
         if isinstance(failure, Redo) and self._followed < _FOLLOWED:

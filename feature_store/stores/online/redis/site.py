@@ -50,7 +50,7 @@ class Site:
         """Seconds to wait before the next try. Raises StoreError where there is none."""
         pause = patience.pause(failure)
         if pause is None:
-            raise self.refusal(failure) from failure
+            raise self.refusal(patience.reason(failure)) from failure
         return pause
 
     def refusal(self, failure: Failure) -> StoreError:
