@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
+
+import hiredis
 
 from feature_store.errors import ConfigError
 from feature_store.stores.online.redis.calls import Batch, Call, batches
@@ -36,12 +39,21 @@ class AskingAsync:
             failure = await self._exchange(ready)
             if failure is None:
                 return
-        try:
-            async with asyncio.timeout(patience.left):
-                await self._persist(calls, lines, patience, failure)
-        except TimeoutError as error:
-            self._doubt_nodes(calls)
-            raise self._site.refusal(patience.reason(Overdue())) from error
+        await self._persist(calls, lines, patience, failure)
+
+    async def answer(self, call: Call) -> Any:
+        """The answer to one call, and the same otherwise: most reads are one, and what several need would be felt."""
+        patience = Patience(self._site.timeout)
+        lines = self._lines.get(asyncio.get_running_loop()) or self._new_lines()
+        failure: Failure | None = None
+        if line := self._line(call, lines):
+            outcome = await line.send(call.data, 1)
+            if isinstance(outcome, Failure):
+                failure = self._site.doubted(line.address, outcome)
+            elif not isinstance(outcome[0], hiredis.ReplyError):
+                return outcome[0]
+        await self._persist([call], lines, patience, failure)
+        return call.answer
 
     def close(self) -> None:
         """Closes the connections of all loops, each in its own thread."""
@@ -54,16 +66,25 @@ class AskingAsync:
                 lines.close()
 
     async def _persist(self, calls: Sequence[Call], lines: Lines, patience: Patience, failure: Failure | None) -> None:
-        while True:
-            if failure is not None:
-                await asyncio.sleep(self._site.pause(patience, failure))
-            due = [call for call in calls if call.open]
-            failure = await self._prepare(due, lines)
-            if failure is None:
-                ready = self._ready(due, lines)
-                failure = await self._exchange(ready) if ready else Lost("a connection was closed at once")
-            if failure is None:
-                return
+        """Goes on after a failure, or (None) where something was not ready, until the deadline."""
+        try:
+            async with asyncio.timeout(patience.left):
+                while (failure := await self._try(calls, lines, patience, failure)) is not None:
+                    pass
+        except TimeoutError as error:
+            self._doubt_nodes(calls)
+            raise self._site.refusal(patience.reason(Overdue())) from error
+
+    async def _try(
+        self, calls: Sequence[Call], lines: Lines, patience: Patience, before: Failure | None
+    ) -> Failure | None:
+        if before is not None:
+            await asyncio.sleep(self._site.pause(patience, before))
+        due = [call for call in calls if call.open]
+        if failure := await self._prepare(due, lines):
+            return failure
+        ready = self._ready(due, lines)
+        return await self._exchange(ready) if ready else Lost("a connection was closed at once")
 
     async def _prepare(self, calls: Sequence[Call], lines: Lines) -> Failure | None:
         """Sees to it that nodes are known and connections open; why they are not. Raises ConfigError."""
@@ -92,6 +113,11 @@ class AskingAsync:
 
     async def _learn_in_a_thread(self) -> None:
         await asyncio.to_thread(self._learn, self._site.deadline)
+
+    def _line(self, call: Call, lines: Lines) -> PipelinedConnection | None:
+        """The open connection to the node of a call, if there is one."""
+        topology = self._site.topology
+        return lines.ready(topology.node(call.tag)) if topology.known else None
 
     def _ready(self, calls: Sequence[Call], lines: Lines) -> _Ready | None:
         """The batches of calls, where there is an open connection to the node of each."""

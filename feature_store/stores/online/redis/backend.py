@@ -92,6 +92,8 @@ class RedisBackend:
         if not keys:
             return []
         calls, places = self._reads(keys)
+        if not places:
+            return await self._asking_async.answer(calls[0])
         await self._asking_async.carry_out(calls)
         return _in_place(len(keys), calls, places)
 

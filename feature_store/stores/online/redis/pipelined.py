@@ -21,12 +21,12 @@ Outcome = list[Any] | Failure
 
 
 class _Waiting:
-    """A request that waits for so many answers, until `due` at the latest."""
+    """A request that waits for so many answers more, until `due` at the latest."""
 
-    __slots__ = ("answers", "count", "due", "future")
+    __slots__ = ("answers", "due", "future", "missing")
 
-    def __init__(self, due: float, count: int, future: asyncio.Future[Outcome]) -> None:
-        self.due, self.count, self.future = due, count, future
+    def __init__(self, due: float, missing: int, future: asyncio.Future[Outcome]) -> None:
+        self.due, self.missing, self.future = due, missing, future
         self.answers: list[Any] = []
 
 
@@ -34,6 +34,7 @@ class PipelinedConnection(asyncio.Protocol):
     """A connection under way or open. `timeout` in seconds bounds the wait for any answer."""
 
     def __init__(self, address: Address, timeout: float) -> None:
+        self.address = address
         self.closed = False
         self._named = f"{address[0]}:{address[1]}"
         self._timeout = timeout
@@ -115,7 +116,8 @@ class PipelinedConnection(asyncio.Protocol):
             raise hiredis.ProtocolError("an answer that nobody asked for")
         first = self._waiting[0]
         first.answers.append(answer)
-        if len(first.answers) == first.count:
+        first.missing -= 1
+        if not first.missing:
             self._waiting.popleft()
             if not first.future.done():
                 first.future.set_result(first.answers)
