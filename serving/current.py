@@ -168,6 +168,7 @@ class CurrentDefinitions:
         # Since when the registry is ahead of the compiled definitions, and how long that is borne.
         self._ahead_since: int | None = None
         self._patience = PATIENCE
+        self._shown: tuple[str, str] | None = None
         self.served = Served(layer.definitions, layer.definitions)
         self._show(self.served)
 
@@ -240,8 +241,11 @@ class CurrentDefinitions:
             self._ahead_since, self._patience = self._clock.now(), min(2 * self._patience, LONGEST_PATIENCE)
 
     def _show(self, served: Served) -> None:
-        self._metrics.definitions.clear()
-        self._metrics.definitions.labels(served.applied.project, served.applied.stamp).set(1)
+        # Labels are not removed: where Prometheus gathers from several processes it cannot.
+        if self._shown is not None:
+            self._metrics.definitions.labels(*self._shown).set(0)
+        self._shown = served.applied.project, served.applied.stamp
+        self._metrics.definitions.labels(*self._shown).set(1)
         self._metrics.views_waiting.set(len(served.waiting))
         if served.waiting:
             logger.info("changed, and served as they were until filled: %s", ", ".join(sorted(served.waiting)))

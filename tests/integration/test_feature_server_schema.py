@@ -16,7 +16,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.generation import GenerationMode
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from starlette.types import Receive, Scope, Send
 
 from feature_store.clock import ManualClock
@@ -135,8 +135,12 @@ def test_generated_requests_are_answered_as_the_document_says(
     @_BOUNDED
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: schemathesis.Case) -> None:
-        # Not that all it allows succeeds: a name that there is none of is a 404.
-        response = case.call_and_validate(excluded_checks=[positive_data_acceptance])
+        # Not that all it allows succeeds: a name that there is none of is a 404. Nor that what the narrowed document
+        # leaves out is wrong: it names some of the entities only.
+        excluded = [positive_data_acceptance]
+        if described == "/narrowed.json":
+            excluded.append(negative_data_rejection)
+        response = case.call_and_validate(excluded_checks=excluded)
         statuses[response.status_code] += 1
 
     ask()

@@ -118,7 +118,7 @@ def write(store: OnlineStore, view: PlainView, rows: list[dict[str, Any]], keys:
     store.plain(view).write(pa.table(columns), NOW)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, derandomize=True, deadline=None)
 @given(data=st.data())
 def test_feasts_json_reads_back_as_the_answer(store: OnlineStore, data: st.DataObject) -> None:
     answer = data.draw(answers(store))
@@ -194,8 +194,8 @@ def feasts(value: Any) -> Any:
     if isinstance(value, list):
         return [feasts(v) for v in value]
     if isinstance(value, dt.datetime):
-        seconds = micros(value) / SECOND
-        return math.trunc(seconds) if abs(seconds) < 2**52 else None
+        time = micros(value)
+        return abs(time) // SECOND * (1 if time >= 0 else -1)
     return plain(value)
 
 
