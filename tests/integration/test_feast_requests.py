@@ -102,9 +102,9 @@ def computed(inputs: dict[str, Any]) -> dict[str, Any]:
 service = FeatureService(name="service", features=[plain, by_shop[["x"]].with_name("shop")])
 roles = {"user_id": "payer_id"}
 both = FeatureService(name="both", features=[plain[["n"]], plain[["n"]].with_name("payer").with_join_key_map(roles)])
-OBJECTS = [
-    user, shop, flag, other, rows, plain, pair, by_shop, by_flag, of_other, switched_off, asked, computed, service, both
-]  # fmt: skip
+precomputed = FeatureService(name="precomputed", features=[plain[["n"]]], precompute_online=True)
+VIEWS = [plain, pair, by_shop, by_flag, of_other, switched_off, computed]
+OBJECTS = [user, shop, flag, other, rows, asked, *VIEWS, service, both, precomputed]
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,26 @@ def test_versions_in_the_metadata(stores: Stores) -> None:
     ]
     assert versions[0] == versions[1]
     assert {name for name, _ in versions[0]} == {"plain", "pair"}
+
+
+def test_where_only_history_has_the_answer_it_is_asked(stores: Stores) -> None:
+    """Of this user a row is stored that is dated ahead, and one that was written before is in the file only."""
+    path = Path(str(stores.ours.config.repo_path)) / "rows.parquet"
+    stores.ours.push("pushed", _frame({"user_id": [61], "x": [6.5], "n": [6]}, NOW + pd.Timedelta("1d")))
+    features, entities = ["plain:n"], {"user_id": [1, 61]}
+    _frame({"user_id": [1, 61], "x": [0.5, 5.5], "n": [0, 5]}, NOW - pd.Timedelta("1h")).to_parquet(path)
+    try:
+        answer = stores.ours.get_online_features(features, entities)
+        soon = asyncio.run(stores.ours.get_online_features_async(features, entities))
+    finally:
+        path.unlink()
+    assert answer.to_dict() == soon.to_dict() == {"user_id": [1, 61], "n": [3, 5]}
+
+
+def test_a_service_that_asks_for_precomputed_vectors_is_read_as_any_other(stores: Stores) -> None:
+    """Feast fails where they were not made; here there is nothing to make."""
+    answer = stores.ours.get_online_features(stores.ours.get_feature_service("precomputed"), {"user_id": [1]})
+    assert answer.to_dict() == {"user_id": [1], "n": [3]}
 
 
 # -- refused by both -----------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeAlias
@@ -24,7 +26,7 @@ from feature_store.adapters.feast.settings import online_store, root_of
 from feature_store.definitions.repository import Definitions, Request
 from feature_store.definitions.types import ValueType
 from feature_store.engines.duckdb.engine import DuckDBEngine
-from feature_store.errors import IsochronError, RequestError
+from feature_store.errors import IsochronError, NotExactOnline, RequestError
 from feature_store.retrieval.online import OnlineFeatures, Prepared
 
 #: Requests that a store remembers; one more, and it begins anew.
@@ -37,27 +39,40 @@ class BadRequest(RequestError, ValueError):
     """A request's values cannot be used: a ValueError, as in Feast."""
 
 
+@contextmanager
+def _bad_requests() -> Iterator[None]:
+    try:
+        yield
+    except RequestError as error:
+        raise BadRequest(error.field, error.problem) from error
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A request with all its resolution done. `without_history` refuses what only history could answer."""
+    """A request with all its resolution done. `history` opens the engine for times that the store no longer holds."""
 
     prepared: Prepared
-    without_history: Prepared
     registered: Registered
+    history: Callable[[], DuckDBEngine]
 
     def read(self, given: Mapping[str, Sequence[Any]], now: int) -> OnlineFeatures:
         """The answer as of now, also where it takes history."""
-        try:
-            return self.prepared.read(given, now)
-        except RequestError as error:
-            raise BadRequest(error.field, error.problem) from error
+        with _bad_requests():
+            try:
+                return self.prepared.read(given, now)
+            except NotExactOnline:
+                return self._read_history(given, now)
 
-    async def read_soon(self, given: Mapping[str, Sequence[Any]], now: int) -> OnlineFeatures:
-        """The answer as of now without holding up an event loop. Raises NotExactOnline where it takes history."""
-        try:
-            return await self.without_history.read_async(given, now)
-        except RequestError as error:
-            raise BadRequest(error.field, error.problem) from error
+    async def read_async(self, given: Mapping[str, Sequence[Any]], now: int) -> OnlineFeatures:
+        """The same without holding up an event loop."""
+        with _bad_requests():
+            try:
+                return await self.prepared.read_async(given, now)
+            except NotExactOnline:
+                return await asyncio.to_thread(self._read_history, given, now)
+
+    def _read_history(self, given: Mapping[str, Sequence[Any]], now: int) -> OnlineFeatures:
+        return replace(self.prepared, history=self.history()).read(given, now)
 
     def columns(self, rows: Any) -> Mapping[str, Sequence[Any]]:
         """The entity rows as columns that hold all that the request needs, as Feast takes them.
@@ -161,9 +176,10 @@ class Requests:
                     f"Feature view '{name}' is disabled and cannot serve features. "
                     f"Enable it with `feast feature-views enable {name}` or set enabled=True."
                 )
-        history = _history(root_of(config), getattr(config.offline_store, "memory_limit", None), os.getpid())
-        store = online_store(config)
-        return Asked(Prepared(request, store, history), Prepared(request, store), now)
+        limit = getattr(config.offline_store, "memory_limit", None)
+        return Asked(
+            Prepared(request, online_store(config)), now, partial(_history, root_of(config), limit, os.getpid())
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,8 +32,8 @@ _Vector = GetOnlineFeaturesResponse.FeatureVector
 _STATUSES = {status: FieldStatus.Value(status) for status in Status}
 _PRESENT, _NULL = _STATUSES[Status.PRESENT], _STATUSES[Status.NULL_VALUE]
 
-#: By type the field of Feast's value, its list message, and what its list holds for a null: protobuf has none there.
-_FIELDS: dict[ValueType, tuple[str, Callable[..., Any], Any]] = {
+#: By type the name in Feast's value, its list message, and what a list holds for a null: protobuf has none there.
+_NAMES: dict[ValueType, tuple[str, Callable[..., Any], Any]] = {
     ValueType.BOOL: ("bool", BoolList, False),
     ValueType.INT32: ("int32", Int32List, 0),
     ValueType.INT64: ("int64", Int64List, 0),
@@ -43,6 +43,36 @@ _FIELDS: dict[ValueType, tuple[str, Callable[..., Any], Any]] = {
     ValueType.BYTES: ("bytes", BytesList, b""),
     ValueType.TIMESTAMP: ("unix_timestamp", Int64List, int(NULL_TIMESTAMP_INT_VALUE)),
 }
+#: How values are sent that lie otherwise in the store.
+_SENT: dict[ValueType, Callable[[Any], Any]] = {ValueType.BOOL: bool, ValueType.TIMESTAMP: lambda time: time // SECOND}
+
+
+def _sender(value_type: ValueType) -> Callable[[Any, Sequence[Any]], None]:
+    """What adds stored values (times are microseconds, None is null) of a type to a vector of Feast's."""
+    name, message, missing = _NAMES[value_type.element]
+    sent = _SENT.get(value_type.element)
+    scalar, listed = f"{name}_val", f"{name}_list_val"
+
+    def add_scalars(vector: Any, values: Sequence[Any]) -> None:
+        add = vector.values.add
+        for value in values:
+            if value is None:
+                add()
+            else:
+                setattr(add(), scalar, value if sent is None else sent(value))
+
+    def add_lists(vector: Any, values: Sequence[Any]) -> None:
+        add = vector.values.add
+        for value in values:
+            if value is None:
+                add()
+            else:
+                add(**{listed: message(val=[missing if v is None else sent(v) if sent else v for v in value])})
+
+    return add_lists if value_type.is_list else add_scalars
+
+
+_ADD = {value_type: _sender(value_type) for value_type in ValueType}
 
 
 class IsochronOnlineResponse(OnlineResponse):
@@ -100,7 +130,7 @@ class _Builder:
         """An entity column, as it was read; one that nothing was read by, as it was given."""
         vector = self._vector(name)
         if (key := self._answer.key_columns.get(name)) is not None:
-            _add_values(vector, key.type, key.values)
+            _ADD[key.type](vector, key.values)
         else:
             vector.values.extend(python_values_to_proto_values(list(given)))
         self._add_rest(vector, name, [_PRESENT] * len(given))
@@ -112,7 +142,7 @@ class _Builder:
             return
         block, whole, vector = place.part.block, place.part.statuses, self._vector(name)
         values = self._values_of(block)[place.feature]
-        _add_values(vector, block.types[place.feature], values)
+        _ADD[block.types[place.feature]](vector, values)
         statuses = [_NULL if value is None else _PRESENT for value in values]
         if whole is not None:
             statuses = [_STATUSES[row] if row else one for row, one in zip(whole, statuses, strict=True)]
@@ -165,33 +195,3 @@ class _Times:
         if times is None:
             return [(0, 0)] * self._rows
         return [(0, 0) if t == BEGINNING else (t // SECOND, t % SECOND * 1_000) for t in times.tolist()]
-
-
-def _add_values(vector: Any, value_type: ValueType, values: Sequence[Any]) -> None:
-    """Adds stored values (times are microseconds, None is null) to a vector."""
-    field, message, missing = _FIELDS[value_type.element]
-    add = vector.values.add
-    if value_type.is_list:
-        field += "_list_val"
-        for value in values:
-            if value is None:
-                add()
-            else:
-                flat = [missing if v is None else v for v in _converted(value_type.element, value)]
-                add(**{field: message(val=flat)})
-        return
-    field += "_val"
-    for value in _converted(value_type, values):
-        if value is None:
-            add()
-        else:
-            setattr(add(), field, value)
-
-
-def _converted(value_type: ValueType, values: Sequence[Any]) -> Sequence[Any]:
-    """Stored values as protobuf takes them: times in whole seconds."""
-    if value_type is ValueType.TIMESTAMP:
-        return [None if v is None else v // SECOND for v in values]
-    if value_type is ValueType.BOOL:
-        return [None if v is None else bool(v) for v in values]
-    return values

@@ -32,7 +32,6 @@ from feature_store.clock import SystemClock
 from feature_store.config import registry_path
 from feature_store.definitions.repository import Definitions
 from feature_store.definitions.view import PlainView, WindowedView
-from feature_store.errors import NotExactOnline
 from feature_store.retrieval.online import OnlineFeatures
 from feature_store.stores.online.plain import CREATED, TIME
 from feature_store.stores.online.values import to_arrow
@@ -127,11 +126,8 @@ class IsochronOnlineStore(FeastOnlineStore):
     ) -> IsochronOnlineResponse:
         """The same, waiting for the store without holding up the event loop."""
         asked = self._requests.find(config, features, registry, project, full_feature_names)
-        given, now = asked.columns(entity_rows), SystemClock().now()
-        try:
-            answer = await asked.read_soon(given, now)
-        except NotExactOnline:
-            answer = await asyncio.to_thread(asked.read, given, now)
+        given = asked.columns(entity_rows)
+        answer = await asked.read_async(given, SystemClock().now())
         return _response(asked, given, answer, include_feature_view_version_metadata)
 
     def _refuse_as_feast(self, registry: BaseRegistry, project: str, features: Features, full_names: bool) -> None:
