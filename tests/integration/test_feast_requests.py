@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -37,8 +38,10 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
-from feast.types import Bool, Float64, Int64, String
+from feast.type_map import feast_value_type_to_python_type
+from feast.types import Array, Bool, Float64, Int64, String, UnixTimestamp
 
+from feature_store.adapters.feast import aggregate, windowed_view
 from feature_store.adapters.feast.refusal import Refused
 from feature_store.errors import RequestError
 from infra.redis.groups import SingleServer
@@ -154,12 +157,12 @@ def stores(redis_single: SingleServer, tmp_path_factory: pytest.TempPathFactory)
     return made
 
 
-def _applied(repo: Path, stores: dict[str, Any]) -> FeatureStore:
+def _applied(repo: Path, stores: dict[str, Any], objects: Sequence[Any] = OBJECTS) -> FeatureStore:
     repo.mkdir()
     config = {"project": "requests", "provider": "local", "registry": "registry.db", **stores}
     (repo / "feature_store.yaml").write_text(yaml.safe_dump(config | {"entity_key_serialization_version": 3}))
     store = FeatureStore(str(repo))
-    store.apply(OBJECTS, skip_feature_view_validation=True)
+    store.apply(list(objects), skip_feature_view_validation=True)
     return FeatureStore(str(repo))
 
 
@@ -346,6 +349,43 @@ def test_no_rows_are_no_error(stores: Stores) -> None:
         assert answer.to_dict() == {"user_id": [], "n": []}
         assert [len(result.values) for result in answer.proto.results] == [0, 0]
         assert answer.to_df().shape == (0, 2)
+
+
+# -- windows -------------------------------------------------------------------------------------------------------
+
+
+def test_windows_of_every_kind_of_value_and_no_rows_of_ready_aggregates(stores: Stores, tmp_path: Path) -> None:
+    hour, minute = timedelta(hours=1), pd.Timedelta("1min")
+    events = pd.DataFrame({"user_id": [1, 1], "at": [NOW - 2 * minute, NOW - minute]})
+    events = events.assign(when=[NOW - hour, pd.NaT], ok=[True, False], text=["a", None], x=[1.5, None])
+    source = FileSource(name="file", path=str(tmp_path / "events.parquet"), timestamp_field="at")
+    recent = windowed_view(
+        name="recent",
+        entities=[user],
+        source=PushSource(name="events", batch_source=source),
+        features=[
+            *aggregate("last_3", "when", Array(UnixTimestamp), windows=[hour]),
+            *aggregate("last_3", "ok", Array(Bool), windows=[hour]),
+            *aggregate("last_3", "text", Array(String), windows=[hour]),
+            *aggregate("mean", "x", Float64, windows=[hour]),
+        ],
+    )
+    events.to_parquet(tmp_path / "events.parquet")
+    config = stores.ours.config.model_dump(by_alias=True)
+    stores_of = {name: config[name] for name in ("offline_store", "online_store", "batch_engine")}
+    store = _applied(tmp_path / "windows", stores_of, [user, recent])
+    store.materialize(NOW - pd.Timedelta("1d"), NOW, ["recent"])
+    names = [f"recent:{name}_3600s" for name in ("last_3_when", "last_3_ok", "last_3_text", "mean_x")]
+    answer = store.get_online_features(names, {"user_id": [1, 2]})
+    soon = asyncio.run(store.get_online_features_async(names, {"user_id": [1, 2]}))
+    values = [[[(NOW - hour).to_pydatetime()], []], [[False, True], []], [["a"], []], [1.5, None]]
+    assert list(answer.to_dict().values()) == list(soon.to_dict().values()) == [[1, 2], *values]
+    sent = [[feast_value_type_to_python_type(v) for v in result.values] for result in answer.proto.results]
+    assert sent == [[1, 2], *values]
+    assert [list(r.statuses) for r in answer.proto.results] == [[1, 1]] * 4 + [[1, 2]]
+    ready = _frame({"user_id": [1], **{name.partition(":")[2]: [None] for name in names}}).assign(mean_x_3600s=1.0)
+    with pytest.raises(Refused, match=r"'recent' is windowed.* Push the raw events"):
+        store.push("events", ready)
 
 
 # -- writes --------------------------------------------------------------------------------------------------------
