@@ -70,7 +70,7 @@ class Batch:
         parts, count = self._parts, len(self._places) - self._sent
         for call in self._places[self._sent :]:
             if call is not None:
-                call.sent = True
+                call.sent, call.asking = True, None
         self._parts, self._sent, self.size = [], len(self._places), 0
         return parts[0] if len(parts) == 1 else b"".join(parts), count
 
@@ -94,7 +94,7 @@ class Batch:
 
     def _follow(self, call: Call, failure: Failure, topology: Topology) -> None:
         """Notes what an error means for the next try: the node has not done it."""
-        call.sent, call.asking = False, None
+        call.sent = False
         if casts_doubt(failure):
             topology.doubt(self.address)
         elif isinstance(failure, Redo) and failure.code == "NOSCRIPT":
