@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -194,7 +195,10 @@ class Prepared:
 
     @cached_property
     def _groups(self) -> list[_Group]:
-        return [_Group.of(self._online(view), view, refs) for view, refs in self.request.by_view()]
+        groups = [_Group.of(self._online(view), view, refs) for view, refs in self.request.by_view()]
+        shown = Counter(group.name for group in groups)
+        # A view may be asked for by several entity columns under one name: its parts are apart all the same.
+        return [g if shown[g.name] == 1 else replace(g, name=f"{g.name}@{','.join(g.keys)}") for g in groups]
 
     def _online(self, view: StoredView) -> OnlineView:
         if isinstance(view, WindowedView) and not view.online:
@@ -313,7 +317,7 @@ class Prepared:
     ) -> OnlineFeatures:
         parts = {group.name: part for group, part in zip(self._groups, read, strict=True)}
         for view in self._on_demand:
-            parts[view.name] = self._compute(view, keys, given, len(times), parts)
+            parts[_computed(view.name)] = self._compute(view, keys, given, len(times), parts)
         return OnlineFeatures(self.request, times, keys, parts, self._layout)
 
     @cached_property
@@ -328,7 +332,7 @@ class Prepared:
         made: dict[str, tuple[str, int, str | None]] = {}
         for ref, column in zip(self.request.refs, self.request.columns, strict=True):
             if ref.view in outputs:
-                made[column] = (ref.view, outputs[ref.view].index(ref.feature), None)
+                made[column] = (_computed(ref.view), outputs[ref.view].index(ref.feature), None)
             else:
                 made[column] = self._stored[working_name(ref)]
         return made
@@ -391,6 +395,11 @@ class _Group:
             return integer_keys(np.array(columns[0].values, np.int64))
         stored = zip(*(column.stored for column in columns), strict=True)
         return [None if None in values else entity_key(values) for values in stored]
+
+
+def _computed(view: str) -> str:
+    """The name of an on-demand view's part: no view is shown by such a one."""
+    return f"{view}()"
 
 
 def _shares(lookups: Sequence[Lookup], values: Sequence[bytes | None]) -> list[Sequence[bytes | None]]:

@@ -23,7 +23,7 @@ from feature_store.aggregations.events import Events
 from feature_store.aggregations.reference import Event
 from feature_store.config import OnlineConfig
 from feature_store.definitions.types import ValueType
-from feature_store.definitions.view import Field, PlainView, WindowedView
+from feature_store.definitions.view import FeatureRef, Field, PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
 from feature_store.engines.engine import EventLog
 from feature_store.engines.stream.admission import admit
@@ -945,6 +945,19 @@ def test_plain_statuses_say_present_null_not_found_and_too_old(backend: Backend)
     assert (late.statuses["whole"], late.columns["whole"].to_pylist()) == ([Status.OUTSIDE_MAX_AGE], [None])
     with pytest.raises(NotExactOnline):
         Prepared(request, store).read({"customer": [1]}, NOON - 1)
+
+
+def test_a_view_asked_for_by_two_entity_columns_under_one_name_is_read_by_each(backend: Backend) -> None:
+    view = plain_view(["whole", "real"])
+    store = OnlineStore(backend, project())
+    rows = [(1, NOON, None, {"whole": 1, "real": 0.5}), (2, NOON, None, {"whole": 2, "real": 1.5})]
+    store.plain(view).write(plain_table(view, rows), NOON)
+    refs = [
+        FeatureRef(view="plain", feature=feature, shown_as="plain", join_key_map=(("customer", column),))
+        for feature, column in (("whole", "payer"), ("real", "payee"))
+    ]
+    answer = Prepared(definitions(view).request(refs), store).read({"payer": [1], "payee": [2]}, NOON)
+    assert answer.to_dict() == {"payer": [1], "payee": [2], "whole": [1], "real": [1.5]}
 
 
 def test_a_missing_bucket_of_a_plain_view_is_not_ready(backend: Backend) -> None:
