@@ -55,10 +55,20 @@ class RepoConfig:
         """The compiled definitions file that apply leaves beside the registry."""
         return compiled_beside(self.registry)
 
+    @property
+    def erasures(self) -> Path:
+        """The log of erasures, beside the registry too."""
+        return erasures_beside(self.registry)
+
 
 def compiled_beside(registry: Path) -> Path:
     """Where the compiled definitions of a registry file lie."""
     return registry.with_name(registry.stem + ".isochron.json")
+
+
+def erasures_beside(registry: Path) -> Path:
+    """Where the log of the erasures of a registry file's projects lies."""
+    return registry.with_name(registry.stem + ".erasures.jsonl")
 
 
 def load_config(root: str | os.PathLike[str]) -> RepoConfig:

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 
 class IsochronError(Exception):
     """Base of all errors raised on purpose. Its text is one message for a person."""
@@ -170,6 +173,36 @@ class BootstrapSuperseded(IsochronError):
 
 class CorruptState(IsochronError):
     """Bytes in the online store that this version cannot read; never guessed at."""
+
+
+class ErasureLogError(IsochronError):
+    """The log of erasures cannot be read or written; without it nobody knows which records are left out."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path = path
+        super().__init__(f"the erasure log {path}: {problem}.")
+
+
+class NotErasedOnline(IsochronError):
+    """What the online store holds of an erased entity in a view cannot be taken away as it lies."""
+
+    def __init__(self, view: str, problem: str, fix: str) -> None:
+        self.view, self.problem, self.fix = view, problem, fix
+        super().__init__(f"view '{view}': {problem}; {fix}.")
+
+
+class ErasureIncomplete(IsochronError):
+    """An entity is erased from history, and from what is written from now on, but the online store still holds it in
+    some views. `problems` says why, by view.
+    """
+
+    def __init__(self, problems: Mapping[str, IsochronError]) -> None:
+        self.problems = {view: str(error) for view, error in problems.items()}
+        self.retryable = all(error.retryable for error in problems.values())
+        super().__init__(
+            "the erasure is written down and every engine leaves the entity out, but the online store may still hold "
+            f"it. {' '.join(self.problems.values())} Erasing again does no harm."
+        )
 
 
 class ModelError(IsochronError):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from feature_store.definitions.erasure import values_in
 from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import (
@@ -55,6 +56,25 @@ class Definitions(msgspec.Struct, frozen=True, kw_only=True):
         """The named stored views, or all of them."""
         wanted = list(names) or [n for n, v in self.views.items() if not isinstance(v, OnDemandView)]
         return [self.stored_view(name) for name in sorted(wanted)]
+
+    def keyed_by(self, values: Mapping[str, str]) -> list[StoredView]:
+        """The stored views that may hold records of an entity: those with all of its keys among their join keys, and
+        of types that have its values (given as text, see `erasure.key_value`).
+
+        Raises UnknownName for what is no view's join key; RequestError where no view has all the keys, or none of
+        those that have them a key of such a value.
+        """
+        types = {key.name: key.type for view in self.stored_views() for key in view.keys}
+        if unknown := [name for name in values if name not in types]:
+            raise UnknownName("join key", unknown[0], list(types))
+        named = ", ".join(values) or "keys"
+        if not (views := [v for v in self.stored_views() if values and values.keys() <= {k.name for k in v.keys}]):
+            keyed = sorted({f"({', '.join(k.name for k in v.keys)})" for v in self.stored_views() if v.keys})
+            raise RequestError(named, f"are the join keys of no view; views are keyed by {', '.join(keyed) or 'none'}")
+        if not (readable := [view for view in views if values_in(values, view.keys) is not None]):
+            wanted = ", ".join(f"{name} is {types[name].feast_name}" for name in values)
+            raise RequestError(named, f"is no value of its type: {wanted} (Bool is true or false, Bytes hex digits)")
+        return readable
 
     def service(self, name: str) -> Service:
         if name not in self.services:
