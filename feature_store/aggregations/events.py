@@ -21,6 +21,7 @@ from feature_store.aggregations.known import Runs, fold_known
 from feature_store.aggregations.measures import State, combine, identity, measure_of, put, take
 from feature_store.aggregations.sketches import SKETCHED, evaluate_sets
 from feature_store.definitions.aggregation import Aggregation
+from feature_store.definitions.erasure import NO_ERASURES, Erasures
 from feature_store.definitions.types import ValueType
 
 #: A window's length and hop; a range [low, high) of places for each window.
@@ -165,12 +166,13 @@ class Events:
 class EventLog:
     """A view's events in folding order, with the key values of each entity (one row an entity, by key name).
 
-    `skipped` counts source rows without a key or an event time.
+    `skipped` counts source rows without a key or an event time; `erasures` are those whose records were left out.
     """
 
     keys: pa.Table
     events: Events
     skipped: int = 0
+    erasures: Erasures = NO_ERASURES
 
 
 @dataclass(frozen=True)

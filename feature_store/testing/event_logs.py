@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from feature_store.aggregations.reference import Event
+from feature_store.definitions.erasure import Erasure, Erasures, key_text
 from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import Field
@@ -97,6 +98,20 @@ class Log:
             return self
         rows = (replace(row, time=_floor_ms(row.time), created=_floor_ms(row.created)) for row in self.rows)
         return replace(self, rows=tuple(rows))
+
+    def without(self, erasures: Erasures, layout: Layout | None = None) -> Log:
+        """The log without the records at or below an erasure, the slow obvious way; in a layout without created times
+        every row was known when it happened.
+        """
+        layout = layout or Layout()
+        return self.subset([row for row in self.rows if not any(self._erased(row, e, layout) for e in erasures.log)])
+
+    def _erased(self, row: LogRow, erasure: Erasure, layout: Layout) -> bool:
+        if row.time is None or None in row.keys:
+            return False
+        held = {key.name: key_text(key.name, value) for key, value in zip(self.keys, row.keys, strict=True)}
+        known = row.created if layout.created and row.created is not None else row.time
+        return erasure.keys.items() <= held.items() and known <= erasure.erased_at
 
     def subset(self, rows: Sequence[LogRow]) -> Log:
         return replace(self, rows=tuple(rows))

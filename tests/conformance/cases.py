@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from feature_store.definitions.erasure import NO_ERASURES, Erasure, Erasures, key_text
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import Field, PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
@@ -68,12 +69,31 @@ def far_from_greenwich() -> Iterator[None]:
     tzset()
 
 
+@st.composite
+def erasures(draw: st.DrawFn, log: Log) -> Erasures:
+    """Erasures of entities seen and unseen, by all of their keys or some, at the times at which records were known and
+    beside; the same entity several times. None where a log has no keys.
+    """
+    moments = sorted({t for row in log.admitted for t in (row.time, row.created) if t is not None}) or [ANCHORS[0]]
+    made = []
+    for _ in range(draw(st.integers(0, 4)) if log.keys else 0):
+        unseen = tuple(draw(st.sampled_from(KEY_VALUES[key.type])) for key in log.keys)
+        entity = draw(st.sampled_from([*log.entities, *log.entities, unseen]))
+        named = draw(st.sets(st.sampled_from(range(len(log.keys))), min_size=1))
+        keys = {log.keys[i].name: key_text("", entity[i]) for i in sorted(named)}
+        time = draw(st.sampled_from(moments)) + draw(st.sampled_from([0, 0, 1, -1, DAY]))
+        made.append(Erasure("project", keys, time))
+    return Erasures(tuple(made))
+
+
 @contextlib.contextmanager
-def engine_over(log: Log, layout: Layout, threads: int | None = None) -> Iterator[DuckDBEngine]:
+def engine_over(
+    log: Log, layout: Layout, threads: int | None = None, erased: Erasures = NO_ERASURES
+) -> Iterator[DuckDBEngine]:
     """An engine whose root holds the log's files in a folder `log`."""
     with tempfile.TemporaryDirectory() as root:
         log.write(Path(root) / "log", layout)
-        engine = DuckDBEngine(Path(root))
+        engine = DuckDBEngine(Path(root), erasures=lambda: erased)
         if threads:
             engine._connection.execute(f"SET threads = {threads}")
         try:

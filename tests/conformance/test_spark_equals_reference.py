@@ -26,6 +26,7 @@ from feature_store.aggregations import events as folding
 from feature_store.aggregations import reference
 from feature_store.aggregations.reference import Event
 from feature_store.definitions.aggregation import Aggregation
+from feature_store.definitions.erasure import NO_ERASURES, Erasure, Erasures
 from feature_store.definitions.repository import Request
 from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType
@@ -58,6 +59,7 @@ from tests.conformance.cases import (
     PlainCase,
     bits,
     cases,
+    erasures,
     examples,
     far_from_greenwich,
     plain_cases,
@@ -101,13 +103,20 @@ def engines(root: Path, sizes: Sizes | None = None) -> Iterator[tuple[SparkEngin
         other.close()
 
 
-def on_spark(request: Request, spine: Any, root: Path, sizes: Sizes | None = None, **how: Any) -> pa.Table:
-    with contextlib.closing(SparkEngine(root, sizes=sizes)) as engine:
+def on_spark(
+    request: Request,
+    spine: Any,
+    root: Path,
+    sizes: Sizes | None = None,
+    erased: Erasures = NO_ERASURES,
+    **how: Any,
+) -> pa.Table:
+    with contextlib.closing(SparkEngine(root, sizes=sizes, erasures=lambda: erased)) as engine:
         return retrieve_distributed(request, spine, engine, **how).to_arrow()
 
 
-def on_duckdb(request: Request, spine: pa.Table, root: Path, **how: Any) -> pa.Table:
-    with contextlib.closing(DuckDBEngine(root)) as engine:
+def on_duckdb(request: Request, spine: pa.Table, root: Path, erased: Erasures = NO_ERASURES, **how: Any) -> pa.Table:
+    with contextlib.closing(DuckDBEngine(root, erasures=lambda: erased)) as engine:
         return retrieve(request, spine, engine, **how)
 
 
@@ -121,13 +130,16 @@ def known_by(events: Sequence[Event], time: int, knowledge_time: bool) -> list[E
 
 @dataclass(frozen=True)
 class Mixture:
-    """Views over logs of their own and one spine for all: a row has the keys of some views, and null for others."""
+    """Views over logs of their own and one spine for all: a row has the keys of some views, and null for others. Some
+    entities are `erased`.
+    """
 
     cases: tuple[Case | PlainCase, ...]
     rows: tuple[tuple[dict[str, Any], int], ...]
     unit: str
     zone: str | None
     knowledge_time: bool
+    erased: Erasures
 
     def views(self) -> list[StoredView]:
         named = []
@@ -163,9 +175,9 @@ class Mixture:
         of_row: dict[str, list[list[Event]]] = {}
         expected: dict[str, pa.Array] = {}
         for view, case in zip(self.views(), self.cases, strict=True):
-            log = (
-                case.log if case.layout.created else case.log.subset([replace(r, created=None) for r in case.log.rows])
-            )
+            log = case.log.without(self.erased, case.layout)
+            if not case.layout.created:
+                log = log.subset([replace(row, created=None) for row in log.rows])
             keys = [tuple(row.get(key.name) for key in view.keys) for row, _ in self.rows]
             here = [
                 known_by(log.events(k, case.layout.delay), t, self.knowledge_time) if None not in k else []
@@ -212,7 +224,8 @@ def mixtures(draw: st.DrawFn) -> Mixture:
         one, other = rows[i % len(rows)], rows[j % len(rows)]
         rows.append((other[0] | one[0], other[1]))
     unit, zone = draw(st.sampled_from(["us", "ns", "ms"])), draw(st.sampled_from([None, "UTC", "Asia/Tokyo"]))
-    return Mixture(chosen, tuple(rows), unit, zone, draw(st.booleans()))
+    erased = Erasures(tuple(one for case in chosen for one in draw(erasures(case.log)).log))
+    return Mixture(chosen, tuple(rows), unit, zone, draw(st.booleans()), erased)
 
 
 # Nothing is shrunk: every attempt costs seconds.
@@ -230,11 +243,32 @@ def test_every_value_equals_the_reference_and_duckdbs_to_the_bit(mixture: Mixtur
             half = len(spine) // 2
             pq.write_table(spine.slice(half), asked / "b.parquet", row_group_size=5)
             pq.write_table(spine.slice(0, half), asked / "a.parquet")
-        found = on_spark(request, asked, root, sizes, knowledge_time=mixture.knowledge_time)
+        how: Any = {"erased": mixture.erased, "knowledge_time": mixture.knowledge_time}
+        found = on_spark(request, asked, root, sizes, **how)
         mixture.check(found)
-        duckdb = on_duckdb(request, spine, root, knowledge_time=mixture.knowledge_time)
+        duckdb = on_duckdb(request, spine, root, **how)
         assert found.schema.equals(duckdb.schema)
         assert bits(found) == bits(duckdb)
+
+
+def test_a_range_of_times_asks_for_no_row_of_an_erased_entity_and_its_plan_says_so(tmp_path: Path) -> None:
+    keys = (Field("a", ValueType.STRING), Field("n", ValueType.INT32), Field("y", ValueType.BOOL))
+    rows = [LogRow((a, n, n > 1), n * HOUR, None, {"real": 1.0}) for a in ("1", "11") for n in (1, 2)]
+    log = Log(keys, {"real": ValueType.FLOAT64}, tuple(rows))
+    log.write(tmp_path / "log", Layout(files=2))
+    view = windowed([aggregation("sum", "real", name="sum")], keys, Layout().source(log))
+    request = definitions(view).resolve(["view:sum"])
+    gone = [{"a": "11", "y": "true"}, {"n": "1", "a": "1"}]
+    erased = Erasures(tuple(Erasure("project", one, 2 * HOUR) for one in gone))
+    between = TimeRange(0, DAY)
+    found = on_spark(request, between, tmp_path, erased=erased)
+    assert found.select(["a", "n"]).to_pylist() == [{"a": "11", "n": 1}, {"a": "1", "n": 2}]
+    with contextlib.closing(DuckDBEngine(tmp_path, erasures=lambda: erased)) as engine:
+        assert bits(found) == bits(HistoricalFeatures(request, between, engine).to_arrow())
+    with contextlib.closing(SparkEngine(tmp_path, erasures=lambda: erased)) as engine:
+        assert HistoricalFeatures(request, between, engine).explain().count("ANTI JOIN") == 2
+    with contextlib.closing(SparkEngine(tmp_path)) as engine:
+        assert "ANTI JOIN" not in HistoricalFeatures(request, between, engine).explain()
 
 
 # -- volume, chunks and slices ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from feature_store.aggregations.events import Column, EventLog, Events, evaluate
 from feature_store.definitions.aggregation import reach
+from feature_store.definitions.erasure import Erasures, LoadErasures, no_erasures
 from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import PlainView, StoredView, WindowedView
 from feature_store.engines.duckdb.matching import NONE, Matches, distinct, match
@@ -43,11 +44,12 @@ Worked = TypeVar("Worked")
 class DuckDBEngine:
     """Runs plans on one machine. `root` is the repository's folder, where relative source paths start.
 
-    `memory_limit` is DuckDB's budget; beside it lie the spine, the result, and a chunk of sorted rows.
+    `memory_limit` is DuckDB's budget; beside it lie the spine, the result, and a chunk of sorted rows. `erasures` says
+    whose records are left out, each time something is read.
     """
 
-    def __init__(self, root: Path, memory_limit: str | None = None) -> None:
-        self._root = root
+    def __init__(self, root: Path, memory_limit: str | None = None, erasures: LoadErasures = no_erasures) -> None:
+        self._root, self._erasures = root, erasures
         self._memory_limit = memory_limit or DEFAULT_MEMORY_LIMIT
         self._spill = tempfile.mkdtemp(prefix="isochron-")
         # Results are ordered by us where order matters. Times are read as microseconds, which no session zone shifts.
@@ -67,10 +69,14 @@ class DuckDBEngine:
         return self._connection.sql("SELECT current_setting('threads')").fetchall()[0][0]
 
     @contextmanager
-    def _session(self, view: StoredView) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A session with temporary tables of its own; what DuckDB cannot read or convert is our error."""
+    def _session(self, view: StoredView, reading: Scan) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A session with temporary tables of its own, among them those that a scan names; what DuckDB cannot read or
+        convert is our error.
+        """
         try:
             with self._connection.cursor() as session:
+                for name, table in reading.erased.items():
+                    _create(session, name, table)
                 yield session
         except duckdb.OutOfMemoryException as error:
             raise MemoryLimitReached(view.name, self._memory_limit) from error
@@ -94,7 +100,7 @@ class DuckDBEngine:
             events = _events(chunk, columns, reading.names, stage.knowledge_time)
             return evaluate(events, stage.aggregations, here.entity - chunk.first, here.times)
 
-        with self._session(stage.view) as session:
+        with self._session(stage.view, reading) as session:
             _register_entities(session, stage.view, reading, asked)
             parts = list(self._side_by_side(fold, rows.chunks(session)))
         return {a.name: asked.restored([part[a.name] for part in parts]) for a in stage.aggregations}
@@ -103,9 +109,9 @@ class DuckDBEngine:
         types = {f.name: f.type for f in stage.view.features}
         if not len(spine):
             return {n: pa.nulls(0, types[n].arrow) for n in stage.features} | {ROW_TIME: pa.nulls(0, pa.int64())}
-        reading = scan(stage.view, types, self._root, *_as_of_range(stage, *_bounds(spine)))
+        reading = self._scan(stage.view, types, *_as_of_range(stage, *_bounds(spine)))
         asked = SortedSpine.of(spine, stage.key_columns)
-        with self._session(stage.view) as session:
+        with self._session(stage.view, reading) as session:
             _register_entities(session, stage.view, reading, asked)
             places = SortedRows(stage.view, reading, (ROW,), asked.entities)
             found = Matches.joined(self._side_by_side(partial(_matched, stage, asked), places.chunks(session)))
@@ -123,9 +129,10 @@ class DuckDBEngine:
 
     def event_log(self, view: WindowedView, start: int | None, end: int) -> EventLog:
         columns = view.column_types()
-        reading = scan(view, columns, self._root, start, end - 1)
+        erasures = self._erasures()
+        reading = self._scan(view, columns, start, end - 1, erasures)
         names = [reading.names[k.name] for k in view.keys] or [_NO_KEY]
-        with self._session(view) as session:
+        with self._session(view, reading) as session:
             keys = ", ".join(map(quote, names)) if view.keys else f"0 AS {_NO_KEY}"
             order = ", ".join(map(quote, names))
             session.execute(f"""
@@ -136,14 +143,14 @@ class DuckDBEngine:
             skipped = session.sql(reading.rejected).fetchall()[0][0]
         events = _events(chunk, columns, reading.names, False)
         keys_only = table.select(names if view.keys else []).rename_columns([k.name for k in view.keys])
-        return EventLog(keys_only, events, skipped)
+        return EventLog(keys_only, events, skipped, erasures)
 
     def newest_rows(self, view: PlainView, start: int | None, end: int, now: int) -> pa.Table:
         types = {f.name: f.type for f in view.features}
         waiting = f"CASE WHEN {TIME} > {now} THEN {TIME} END"
-        reading = scan(view, types, self._root, start, end)
+        reading = self._scan(view, types, start, end)
         keys = ", ".join(quote(reading.names[k.name]) for k in view.keys) or "1"
-        with self._session(view) as session:
+        with self._session(view, reading) as session:
             rows = session.sql(f"""
                 SELECT * EXCLUDE ({ROW}) FROM ({reading.admitted})
                 QUALIFY row_number() OVER (
@@ -152,9 +159,9 @@ class DuckDBEngine:
         return _renamed(rows, reading)
 
     def moments(self, view: StoredView, start: int, end: int) -> pa.Table:
-        reading = scan(view, {}, self._root, start, end)
+        reading = self._scan(view, {}, start, end)
         names = ", ".join([quote(TIME), *(quote(reading.names[k.name]) for k in view.keys)])
-        with self._session(view) as session:
+        with self._session(view, reading) as session:
             found = session.sql(f"SELECT DISTINCT {names} FROM ({reading.admitted}) ORDER BY {names}")
             return _renamed(found.to_arrow_table(), reading)
 
@@ -164,9 +171,7 @@ class DuckDBEngine:
             sql = SortedRows(stage.view, found, tuple(found.names[c] for c in _folded(stage)), 1).sql
         else:
             types = {f.name: f.type for f in stage.view.features}
-            found = scan(
-                stage.view, {n: types[n] for n in stage.features}, self._root, *_as_of_range(stage, first, last)
-            )
+            found = self._scan(stage.view, {n: types[n] for n in stage.features}, *_as_of_range(stage, first, last))
             sql = SortedRows(stage.view, found, (ROW,), 1).sql + _gathering(found, stage.features)
         in_all = len(open_source(stage.view.source, self._root).files)
         return Reading(sql, found.files.files, in_all, found.columns, found.rows)
@@ -185,7 +190,18 @@ class DuckDBEngine:
     def _window_scan(self, stage: WindowStage, first: int | None, last: int | None) -> Scan:
         """Reads from where the oldest window begins to just before the last time asked for."""
         start = None if first is None else reach(stage.aggregations, first)
-        return scan(stage.view, _folded(stage), self._root, start, None if last is None else last - 1)
+        return self._scan(stage.view, _folded(stage), start, None if last is None else last - 1)
+
+    def _scan(
+        self,
+        view: StoredView,
+        columns: Mapping[str, ValueType | None],
+        start: int | None,
+        end: int | None,
+        erasures: Erasures | None = None,
+    ) -> Scan:
+        """The scan of a view's source, without what is erased by now (or by these erasures)."""
+        return scan(view, columns, self._root, start, end, erasures or self._erasures())
 
 
 def _renamed(rows: pa.Table, reading: Scan) -> pa.Table:
@@ -211,8 +227,12 @@ def _folded(stage: WindowStage) -> dict[str, ValueType | None]:
 
 def _register_entities(session: duckdb.DuckDBPyConnection, view: StoredView, reading: Scan, asked: SortedSpine) -> None:
     """Table `entity`: the distinct keys of a spine with their numbers."""
-    session.register("keys", asked.keys.rename_columns([*(reading.names[k.name] for k in view.keys), "__entity"]))
-    session.execute("CREATE TEMP TABLE entity AS SELECT * FROM keys")
+    _create(session, "entity", asked.keys.rename_columns([*(reading.names[k.name] for k in view.keys), "__entity"]))
+
+
+def _create(session: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> None:
+    session.register("given", table)
+    session.execute(f"CREATE TEMP TABLE {name} AS SELECT * FROM given")
 
 
 def _gathering(reading: Scan, features: Iterable[str]) -> str:

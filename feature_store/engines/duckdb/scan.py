@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
 import pyarrow as pa
 
+from feature_store.definitions.erasure import NO_ERASURES, UNTIL, Erased, Erasures
 from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import StoredView
 from feature_store.stores.offline.columns import check_readable, time_field, type_read
@@ -20,6 +21,9 @@ TIME, CREATED, ROW = "__time", "__created", "__row"
 
 #: What the engine calls further columns beside a scan's.
 OWN_NAMES = ("__entity", "__order", "__only", "tie")
+
+#: What tables of erased entities are called, before their number.
+_ERASED = "__erased_"
 
 #: A row's place is its file's place times this, plus its place in the file.
 ROWS_A_FILE = 1 << 40
@@ -48,6 +52,7 @@ class Scan:
     alone, and the engine's own are taken.
     `files` are those that may hold the asked time range, `columns` what is read of them (physical names), `rows` an
     upper bound of the rows. No event time lies before `first` or after `last`, where the files tell (else None).
+    `erased` are tables that `admitted` names: whoever runs it makes them first.
     """
 
     admitted: str
@@ -58,6 +63,7 @@ class Scan:
     rows: int
     first: int | None
     last: int | None
+    erased: Mapping[str, pa.Table]
 
 
 def scan(
@@ -66,12 +72,14 @@ def scan(
     root: Path,
     start: int | None = None,
     end: int | None = None,
+    erasures: Erasures = NO_ERASURES,
 ) -> Scan:
     """The scan of a view's source for these columns: mapped names and the types to read them as (None: as it is).
 
     The event time (delay added) is `__time` and the created time `__created`, both in
     microseconds; `__row` is the row's place in the source. With `start` and `end` only rows with
-    start <= event time <= end: files and row groups outside are not read.
+    start <= event time <= end: files and row groups outside are not read. Records of erased entities are left
+    out.
     Raises SourceError for a missing file or column, or a type that cannot be read as declared.
     """
     everything = open_source(view.source, root)
@@ -91,16 +99,29 @@ def scan(
         opened += len(group.files)
     rejected = " UNION ALL ".join(part.rejected for part in parts)
     first, last = files.bounds(time.name)
+    names = _apart([*(k.name for k in view.keys), *columns])
+    erased = erasures.of(view.keys)
     return Scan(
-        admitted=" UNION ALL ".join(part.admitted for part in parts),
+        admitted=_without(erased, " UNION ALL ".join(part.admitted for part in parts), names, source.delay),
         rejected=f"SELECT sum(rows)::BIGINT FROM ({rejected})",
-        names=_apart([*(k.name for k in view.keys), *columns]),
+        names=names,
         files=files,
         columns=tuple(dict.fromkeys([*times, *(f.name for f in fields.values())])),
         rows=files.rows_between(time.name, low, high),
         first=_within_both(first, low, max, source.delay),
         last=_within_both(last, high, min, source.delay),
+        erased={f"{_ERASED}{number}": one.table for number, one in enumerate(erased)},
     )
+
+
+def _without(erased: Sequence[Erased], admitted: str, names: Mapping[str, str], delay: int) -> str:
+    """Rows without those of erased entities that were known by their erasure: see definitions/erasure.py."""
+    for number, one in enumerate(erased):
+        gone = f"{_ERASED}{number}"
+        same = " AND ".join(f"__record.{quote(names[key.name])} = {gone}.{quote(key.name)}" for key in one.keys)
+        known = f"coalesce(__record.{CREATED}, __record.{TIME} - {delay})"
+        admitted = f"SELECT * FROM ({admitted}) __record ANTI JOIN {gone} ON {same} AND {known} <= {gone}.{UNTIL}"
+    return admitted
 
 
 def _within_both(bound: int | None, asked: int | None, tighter: Callable[[int, int], int], delay: int) -> int | None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_store.definitions.erasure import Erasures
 from feature_store.engines.engine import Finish
 from feature_store.engines.spark.carriers import decode
 from feature_store.engines.spark.failures import crossing, spark_errors
@@ -74,7 +75,7 @@ class Finishing:
 
 @dataclass(frozen=True)
 class SparkRetrieved:
-    """A retrieval on Spark: it runs, anew, each time it is asked for its rows."""
+    """A retrieval on Spark: it runs, anew, each time it is asked for its rows. What `erasures` leave out stays out."""
 
     session: Session
     root: Path
@@ -82,10 +83,11 @@ class SparkRetrieved:
     entity_df: Any
     finish: Finish
     sizes: Sizes
+    erasures: Erasures
 
     @cached_property
     def _spine(self) -> SparkSpine:
-        return open_spine(self.session.get(), self.entity_df, self.plan.request, self.root)
+        return open_spine(self.session.get(), self.entity_df, self.plan.request, self.root, self.erasures)
 
     @cached_property
     def _bounds(self) -> Bounds:
@@ -149,7 +151,8 @@ class SparkRetrieved:
     def _with_values(self, columns: Sequence[str]) -> DataFrame:
         """The asking rows with their columns and every stage's outputs, by place."""
         keys = list(self.plan.request.keys)
-        run = StageRun(self.session.get(), self.root, self._spine.frame(()), keys, self._bounds, self.sizes)
+        asking = self._spine.frame(())
+        run = StageRun(self.session.get(), self.root, self.erasures, asking, keys, self._bounds, self.sizes)
         rows = self._spine.frame(columns)
         outputs: list[str] = []
         for number, stage in enumerate(self.plan.joins):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from feature_store.definitions.erasure import NO_ERASURES, Erased, Erasures
 from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import StoredView
 from feature_store.errors import SourceError
@@ -64,7 +65,7 @@ class Scan:
     `created` in microseconds, and `x0`, `x1`... for the asked columns, whose types are `types`.
 
     `files` are those that may hold the asked time range, `read` the columns read of them (physical names), `rows` an
-    upper bound of the rows.
+    upper bound of the rows. `without` are erased entities, whose records are left out.
     """
 
     parts: tuple[Part, ...]
@@ -74,15 +75,49 @@ class Scan:
     files_in_all: int
     read: tuple[str, ...]
     rows: int
+    without: tuple[Without, ...]
 
     def frame(self, spark: SparkSession) -> DataFrame:
         first, *others = (part.frame(spark) for part in self.parts)
         for other in others:
             first = first.unionAll(other)
+        for erased in self.without:
+            first = erased.leave_out(spark, first)
         return first
 
     def sql(self) -> str:
-        return "\nUNION ALL\n".join(part.sql() for part in self.parts)
+        rows = "\nUNION ALL\n".join(part.sql() for part in self.parts)
+        for number, erased in enumerate(self.without):
+            rows = f"SELECT * FROM ({rows})\nANTI JOIN erased_{number} ON {erased.condition}"
+        return rows
+
+
+@dataclass(frozen=True)
+class Without:
+    """Erased entities: a table of their keys and of the time until which their records are left out, and the condition
+    on which a row is one of them, on the columns of both.
+    """
+
+    table: pa.Table
+    condition: str
+
+    @classmethod
+    def of(cls, erased: Erased, view: StoredView, created: bool) -> Without:
+        """As definitions/erasure.py says; `created` tells whether the rows have a created time."""
+        places = {key.name: i for i, key in enumerate(view.keys)}
+        names = [f"gone_k{places[key.name]}" for key in erased.keys]
+        same = [f"{name.removeprefix('gone_')} = {name}" for name in names]
+        happened = f"{TIME} - {view.source.delay}L"
+        known = f"coalesce({CREATED}, {happened})" if created else happened
+        table = erased.table.rename_columns([*names, "gone_until"])
+        return cls(table, " AND ".join([*same, f"{known} <= gone_until"]))
+
+    def leave_out(self, spark: SparkSession, rows: DataFrame) -> DataFrame:
+        from pyspark.sql import functions as fn
+        from pyspark.sql.pandas.types import from_arrow_schema
+
+        gone = spark.createDataFrame(self.table, from_arrow_schema(self.table.schema))
+        return rows.join(fn.broadcast(gone), fn.expr(self.condition), "left_anti")
 
 
 def scan(
@@ -91,10 +126,12 @@ def scan(
     root: Path,
     start: int | None = None,
     end: int | None = None,
+    erasures: Erasures = NO_ERASURES,
 ) -> Scan:
     """The scan of a view's source for these columns: mapped names and the types to read them as (None: as it is).
 
     With `start` and `end` only rows with start <= event time <= end: files and row groups outside are not read.
+    Records of erased entities are left out.
     Raises SourceError for a missing file or column, or a type that cannot be read as declared.
     """
     everything = open_source(view.source, root)
@@ -143,6 +180,7 @@ def scan(
         files_in_all=len(everything.files),
         read=read,
         rows=files.rows_between(time.name, low, high),
+        without=tuple(Without.of(erased, view, created is not None) for erased in erasures.of(view.keys)),
     )
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_store.definitions.columns import typed
+from feature_store.definitions.erasure import Erasures
 from feature_store.definitions.repository import Request
 from feature_store.definitions.types import ValueType
 from feature_store.engines.spark.carriers import check_carried, encode
@@ -71,13 +72,13 @@ class SparkSpine(Protocol):
         """Looks at every row: raises SpineError where one has no time, ColumnError where a key is none of its type."""
 
 
-def open_spine(spark: SparkSession, entity_df: Any, request: Request, root: Path) -> SparkSpine:
-    """The rows of a frame, of Parquet files, of an SQL query, or of a time range.
+def open_spine(spark: SparkSession, entity_df: Any, request: Request, root: Path, erasures: Erasures) -> SparkSpine:
+    """The rows of a frame, of Parquet files, of an SQL query, or of a time range (without what is erased).
 
     Raises SpineError where they cannot be read, or their columns are not what the request needs.
     """
     if isinstance(entity_df, TimeRange):
-        return _query_rows(spark, _between(spark, request, root, entity_df.start, entity_df.end), request)
+        return _query_rows(spark, _between(spark, request, root, entity_df, erasures), request)
     if is_query(entity_df):
         with spark_errors("the spine's SQL failed", SpineError, SpineError):
             return _query_rows(spark, spark.sql(entity_df), request)
@@ -321,7 +322,7 @@ def _typing(names: Sequence[str], keys: Mapping[str, ValueType], columns: Sequen
     return crossing(typing)
 
 
-def _between(spark: SparkSession, request: Request, root: Path, start: int, end: int) -> DataFrame:
+def _between(spark: SparkSession, request: Request, root: Path, between: TimeRange, erasures: Erasures) -> DataFrame:
     """The distinct keys and event times of all rows of the request's views in a time range, in the order of time and
     keys; a key that a view does not have is null there, and nulls come last.
     """
@@ -330,7 +331,7 @@ def _between(spark: SparkSession, request: Request, root: Path, start: int, end:
     union: DataFrame | None = None
     for view, refs in request.by_view():
         places = {refs[0].key_column(key.name): f"k{i}" for i, key in enumerate(view.keys)}
-        rows = scan(view, {}, root, start, end).frame(spark)
+        rows = scan(view, {}, root, between.start, between.end, erasures).frame(spark)
         keys = [
             (fn.col(places[name]) if name in places else fn.lit(None).cast(spark_schema(_one(t)).fields[0].dataType))
             for name, t in request.keys.items()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_store.definitions.aggregation import reach
+from feature_store.definitions.erasure import Erasures
 from feature_store.definitions.types import ValueType
 from feature_store.engines.spark.failures import crossing
 from feature_store.engines.spark.scan import CREATED, TIME, Scan, scan
@@ -46,10 +47,13 @@ class Values:
 
 @dataclass(frozen=True)
 class StageRun:
-    """Runs stages over asking rows (`asking`: `row`, `t` and the request's keys, named `keys`)."""
+    """Runs stages over asking rows (`asking`: `row`, `t` and the request's keys, named `keys`), on what `erasures`
+    leave.
+    """
 
     spark: SparkSession
     root: Path
+    erasures: Erasures
     asking: DataFrame
     keys: Sequence[str]
     bounds: Bounds
@@ -77,7 +81,7 @@ class StageRun:
 
         features = sorted(stage.view.features, key=lambda f: f.name)
         names = [f.name for f in features]
-        reading = as_of_scan(stage, self.root, self.bounds.first, self.bounds.last)
+        reading = as_of_scan(stage, self.root, self.bounds.first, self.bounds.last, self.erasures)
         rows, asks, by = self._of_asked_keys(reading, stage)
         created = [CREATED] if reading.created else []
         known = f"greatest({TIME}, coalesce({CREATED}, {TIME}))" if stage.knowledge_time and created else TIME
@@ -99,7 +103,7 @@ class StageRun:
         """
         from pyspark.sql import functions as fn
 
-        reading = window_scan(stage, self.root, self.bounds.first, self.bounds.last)
+        reading = window_scan(stage, self.root, self.bounds.first, self.bounds.last, self.erasures)
         events, asks, by = self._of_asked_keys(reading, stage)
         asks = asks.select(*by, fn.col("t").alias(TIME), ROW)
         entity = list(by)
@@ -144,19 +148,19 @@ class StageRun:
         return hot_slices(self.spark, events.select(*by, TIME), by, stage.aggregations, rows)
 
 
-def as_of_scan(stage: AsOfStage, root: Path, first: int | None, last: int | None) -> Scan:
+def as_of_scan(stage: AsOfStage, root: Path, first: int | None, last: int | None, erasures: Erasures) -> Scan:
     """Reads what can matter to times from `first` to `last`: not older than the ttl of the first."""
     types: dict[str, ValueType | None] = {f.name: f.type for f in sorted(stage.view.features, key=lambda f: f.name)}
     start = first - stage.view.ttl if stage.view.ttl and first is not None else None
-    return scan(stage.view, types, root, start, last)
+    return scan(stage.view, types, root, start, last, erasures)
 
 
-def window_scan(stage: WindowStage, root: Path, first: int | None, last: int | None) -> Scan:
+def window_scan(stage: WindowStage, root: Path, first: int | None, last: int | None, erasures: Erasures) -> Scan:
     """Reads from where the oldest window begins to just before the last time asked for."""
     types = stage.view.column_types()
     columns = {a.column: types.get(a.column) for a in stage.aggregations if a.column != "*"}
     start = None if first is None else reach(stage.aggregations, first)
-    return scan(stage.view, columns, root, start, None if last is None else last - 1)
+    return scan(stage.view, columns, root, start, None if last is None else last - 1, erasures)
 
 
 def _fold(stage: WindowStage, reading: Scan, entity: Sequence[str], chunk_rows: int) -> WindowFold:
