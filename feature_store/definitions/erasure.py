@@ -72,8 +72,16 @@ class Erased:
         some = rows.select([key.name for key in self.keys]).take(pa.array(places))
         values = zip(*(column.to_pylist() for column in some.columns), strict=True)
         for place, one in zip(places.tolist(), values, strict=True):
-            covered[place] = known[place] <= self.until.get(one, BEGINNING)
+            covered[place] = self._covers(one, known[place])
         return covered
+
+    def covers_one(self, values: Mapping[str, Any], known: int) -> bool:
+        """Whether a record with these key values, which was known at that time, is at or below an erasure."""
+        return self._covers(tuple(values[key.name] for key in self.keys), known)
+
+    def _covers(self, values: tuple[KeyValue, ...], known: int) -> bool:
+        until = self.until.get(values)
+        return until is not None and known <= until
 
 
 @dataclass(frozen=True)

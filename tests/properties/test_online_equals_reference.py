@@ -7,7 +7,7 @@ import itertools
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import tzset
 from typing import Any
@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from feature_store.aggregations.events import Events
 from feature_store.aggregations.reference import Event
 from feature_store.config import OnlineConfig
+from feature_store.definitions.erasure import NO_ERASURES, Erasure, Erasures, LoadErasures, key_text, no_erasures
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import FeatureRef, Field, PlainView, WindowedView
 from feature_store.engines.duckdb.engine import DuckDBEngine
 from feature_store.engines.engine import EventLog
 from feature_store.engines.stream.admission import admit
-from feature_store.errors import NotExactOnline, PositionGap, StoreNotReady, StoreUnavailable
+from feature_store.errors import NotErasedOnline, NotExactOnline, PositionGap, StoreNotReady, StoreUnavailable
 from feature_store.retrieval.historical import retrieve
 from feature_store.retrieval.online import Prepared
 from feature_store.stores.online import appending as appending_module
@@ -37,10 +38,13 @@ from feature_store.stores.online import filling as filling_module
 from feature_store.stores.online.appending import Appended, Batch, Position, append
 from feature_store.stores.online.backend import Backend, Write
 from feature_store.stores.online.embedded import EmbeddedBackend
+from feature_store.stores.online.erasing import erase
 from feature_store.stores.online.filling import bootstrap
+from feature_store.stores.online.head import Rows
 from feature_store.stores.online.keys import Keyspace, bucket_of, entity_key
 from feature_store.stores.online.open import open_backend
 from feature_store.stores.online.plain import PlainOnline
+from feature_store.stores.online.rows import Row
 from feature_store.stores.online.status import Status
 from feature_store.stores.online.store import OnlineStore
 from feature_store.stores.online.values import from_arrow
@@ -122,16 +126,16 @@ def project() -> str:
 
 
 @contextlib.contextmanager
-def log_on_disk(log: Log) -> Iterator[DuckDBEngine]:
+def log_on_disk(log: Log, erasures: LoadErasures = no_erasures) -> Iterator[DuckDBEngine]:
     with tempfile.TemporaryDirectory() as root:
         log.write(Path(root) / "log")
-        with contextlib.closing(DuckDBEngine(Path(root))) as engine:
+        with contextlib.closing(DuckDBEngine(Path(root), erasures=erasures)) as engine:
             yield engine
 
 
-def event_log(view: WindowedView, log: Log, start: int | None) -> EventLog:
+def event_log(view: WindowedView, log: Log, start: int | None, erasures: LoadErasures = no_erasures) -> EventLog:
     """What a bootstrap reads: the log's files through the engine."""
-    with log_on_disk(log) as engine:
+    with log_on_disk(log, erasures) as engine:
         return engine.event_log(view, start, END)
 
 
@@ -162,7 +166,8 @@ class Stream:
         flags: bool = True,
         early: bool = False,
     ) -> None:
-        self.online = WindowedOnline(backend, project(), view, settle)
+        self.erasures = NO_ERASURES
+        self.online = WindowedOnline(backend, project(), view, settle, self.erased_now)
         self.view, self.log, self.clock, self.settle, self.flags = view, log, clock, settle, flags
         self.lag = 0 if early else settle
         self.folded: list[LogRow] = []
@@ -177,8 +182,8 @@ class Stream:
     def bootstrap(self, rows: Sequence[LogRow]) -> None:
         log = self.log.subset(rows)
         start = self.view.reach(self.clock - self.settle)
-        bootstrap(self.online, event_log(self.view, log, start), self.clock, END)
-        self.folded, self.appended = list(rows), []
+        bootstrap(self.online, event_log(self.view, log, start, self.erased_now), self.clock, END)
+        self.folded, self.appended = self.remaining(rows), []
         self.ceiling = self.clock - self.lag
 
     def refill(self, before: Sequence[LogRow], during: Callable[[], None]) -> None:
@@ -187,7 +192,7 @@ class Stream:
         """
         begun, archived, now = self.online.generations.begin(), self.log.subset(self.folded), self.clock
         self.append(before)
-        log = event_log(self.view, archived, self.view.reach(now - self.settle))
+        log = event_log(self.view, archived, self.view.reach(now - self.settle), self.erased_now)
         bootstrap(self.online, log, now, END, lambda done, of: during(), begun)
         self.ceiling = now - self.lag
 
@@ -197,10 +202,31 @@ class Stream:
         done = self.offer([*again, *rows], Position(0, self.next - len(again)))
         self.next += len(rows)
         self.appended += rows
-        self.folded += rows
+        counted = self.remaining(rows)
+        self.folded += counted
         self.ceiling = max(self.ceiling, self.clock - self.lag)
-        assert done == Appended(len(rows), len(again), self.next)
+        assert done == Appended(len(counted), len(again), self.next, len(rows) - len(counted))
         return done
+
+    def erase(self, values: Mapping[str, Any]) -> int:
+        """Erases an entity as of the clock; of how many entities there was something."""
+        taken = erase(self.online, self.write_down(values))
+        self.folded = self.remaining(self.folded)
+        return taken
+
+    def write_down(self, values: Mapping[str, Any]) -> Erasure:
+        """The first half of an erasure, before the online store hears of it."""
+        keys = {name: key_text(name, value) for name, value in values.items()}
+        erasure = Erasure(self.online.project, keys, self.clock)
+        self.erasures = Erasures((*self.erasures.log, erasure))
+        return erasure
+
+    def erased_now(self) -> Erasures:
+        return self.erasures
+
+    def remaining(self, rows: Sequence[LogRow]) -> list[LogRow]:
+        """The rows that are not at or below an erasure."""
+        return list(self.log.subset(rows).without(self.erasures).rows)
 
     def offer(self, rows: Sequence[LogRow], position: Position) -> Appended:
         """Appends rows at a position of the log."""
@@ -274,7 +300,8 @@ class Play:
     """A random play over a stream: what comes, when, and who asks for what. One seed, one play."""
 
     def __init__(self, rng: random.Random, stream: Stream, entities: int = 3) -> None:
-        self.rng, self.stream = rng, stream
+        self.rng, self.stream, self.erasing = rng, stream, False
+        self.dated = stream.view.source.created_field is not None
         self.keys = [tuple(rng.choice(KEY_VALUES[k.type]) for k in stream.view.keys) for _ in range(entities)]
         self.steps = hops(stream.view.aggregations) or [SECOND]
 
@@ -286,7 +313,7 @@ class Play:
             [0, -1, 1, -self.stream.settle, -self.rng.randrange(2 * MINUTE), -step, -3 * step]
         )
         time = self.rng.choice([time, time, clock + self.rng.randrange(HOUR + 1), time // step * step, self._known()])
-        created = self.rng.choice([None, time, clock])
+        created = self.rng.choice([None, time, clock]) if self.dated else None
         values = {name: random_value(self.rng, t) for name, t in self.stream.log.columns.items()}
         return LogRow(self.rng.choice(self.keys), min(time, clock + HOUR), created, values)
 
@@ -318,7 +345,16 @@ class Play:
         """What happens while a view is filled."""
         self.tick()
         self.stream.append(self.rows(3))
+        self.maybe_erase()
         self.stream.judge(self.questions(2))
+
+    def maybe_erase(self) -> None:
+        """Where erasing is on, sometimes an entity goes, by all of its keys or some."""
+        keys = self.stream.view.keys
+        if self.erasing and keys and self.rng.random() < 0.5:
+            entity = dict(zip((key.name for key in keys), self.rng.choice(self.keys), strict=True))
+            named = self.rng.sample(sorted(entity), self.rng.randrange(len(keys)) + 1)
+            self.stream.erase({name: entity[name] for name in named})
 
     def run(self, rounds: int, batch: int, reads: int) -> Stream:
         """Bootstraps from some rows, then lets rounds of appends and reads follow, sometimes another bootstrap."""
@@ -328,6 +364,7 @@ class Play:
             self.tick()
             repeat = self.rng.choice([0, 0, 1, 2])
             self.stream.append(self.rows(batch), min(repeat, len(self.stream.appended)))
+            self.maybe_erase()
             if self.rng.random() < 0.1:
                 self.stream.refill(self.rows(3), self.meanwhile)
             self.stream.judge(self.questions(reads))
@@ -346,10 +383,12 @@ def compacting(rows: int, longest: int = 1_024) -> Iterator[None]:
         yield
 
 
-def stream_over(backend: Backend, aggregations: Sequence[Any], keys: Sequence[Field], **how: Any) -> Stream:
+def stream_over(
+    backend: Backend, aggregations: Sequence[Any], keys: Sequence[Field], dated: bool = True, **how: Any
+) -> Stream:
     columns = {a.column: COLUMNS[a.column] for a in aggregations if a.column != "*"}
     log = Log(tuple(keys), columns, ())
-    return Stream(backend, windowed(aggregations, keys, Layout().source(log)), log, **how)
+    return Stream(backend, windowed(aggregations, keys, Layout(created=dated).source(log)), log, **how)
 
 
 # -- reads between writes ---------------------------------------------------------------------------------------------
@@ -788,6 +827,264 @@ def replaced_name(view: WindowedView, name: str) -> WindowedView:
     return windowed(view.aggregations, view.keys, view.source, name)
 
 
+# -- erasing ----------------------------------------------------------------------------------------------------------
+
+
+@examples(50)
+@given(
+    aggregations=aggregation_sets(most=6),
+    keys=st.sampled_from([keys for keys in KEYS if keys]),
+    rng=st.randoms(use_true_random=False),
+    compact=st.integers(0, 5),
+    settle=st.sampled_from([MINUTE, SECOND, 0]),
+    dated=st.booleans(),
+)
+def test_reads_between_writes_and_erasures_equal_the_reference_without_what_is_erased(
+    backend: Backend, aggregations: tuple, keys: tuple, rng: random.Random, compact: int, settle: int, dated: bool
+) -> None:
+    stream = stream_over(backend, aggregations, keys, dated, settle=settle)
+    play = Play(rng, stream)
+    play.erasing = True
+    with compacting(compact):
+        play.run(rounds=4, batch=5, reads=5)
+    note(f"folded: {stream.folded}, erased: {stream.erasures}")
+    stream.check()
+
+
+def test_an_erased_entity_reads_as_never_seen_and_what_comes_later_is_a_new_ones(backend: Backend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - HOUR + i, c, i) for i in range(9) for c in (1, 2)])
+    stream.append([at(NOON - 1, 1), at(NOON - 1, 2), at(NOON, 1), at(NOON + 1, 1), at(NOON + 1, 11)])
+    asked = [((c,), NOON + t) for c in (1, 2, 11, 111) for t in (0, 1, 2, HOUR)]
+    assert stream.erase({"customer": 1}) == 1
+    read = stream.read([((1,), NOON + 1), ((111,), NOON + 1), ((2,), NOON + 1)])
+    assert read.values["all"].to_pylist() == [0, 0, 10]
+    assert read.known.tolist() == [True, False, True], "an event of the future came before the erasure: it is to come"
+    stream.judge(asked)
+    stream.clock = NOON + 2
+    assert stream.erase({"customer": 1}) == 1
+    assert stream.read([((1,), NOON + 2)]).known.tolist() == [False]
+    assert stream.erase({"customer": 1}) == 0
+    before = contents(backend)
+    late = [at(NOON - MINUTE, 1), at(NOON + 2, 1), at(NOON - 1, 2), at(NOON + 3, 1, 5)]
+    assert stream.append(late) == Appended(2, 0, 9, 2)
+    assert stream.append([], repeat=4) == Appended(0, 4, 9)
+    assert contents(backend).keys() - before.keys() == {
+        stream.online.generations.space(1).entity(b"H", encoded(stream.view, (1,)) or b"")
+    }
+    stream.judge([*asked, ((1,), NOON + 3), ((1,), NOON + 4)])
+    stream.bootstrap([*stream.appended, at(NOON + 2, 1)])
+    stream.judge([*asked, ((1,), NOON + 4)])
+    assert stream.read([((1,), NOON + 4)]).values["last"].to_pylist() == [[5]]
+    stream.check()
+
+
+def test_a_batch_of_which_all_is_erased_is_taken_and_positions_go_on(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = counting(backend)
+    stream.bootstrap([])
+    stream.erase({"customer": 1})
+    assert stream.append([at(NOON), at(NOON - 1)]) == Appended(0, 0, 2, 2)
+    assert [record.message for record in caplog.records] == ["view 'view': 2 events of erased entities were left out"]
+    assert stream.append([at(NOON + 1)]) == Appended(1, 0, 3)
+    assert stream.offer([at(NOON)], Position(0, None)) == Appended(0, 0, 4, 1)
+
+
+def test_erasing_by_some_keys_takes_every_entity_that_has_them(backend: Backend) -> None:
+    keys = (Field("a", ValueType.STRING), Field("n", ValueType.INT32), Field("y", ValueType.BOOL))
+    stream = stream_over(backend, [aggregation("count", "*", name="n_all")], keys)
+    entities = [(a, n, y) for a in ("1", "11", "") for n in (1, 11) for y in (True, False)]
+    stream.bootstrap([LogRow(e, NOON - HOUR, None, {}) for e in entities[::2]])
+    stream.append([LogRow(e, NOON - 1, None, {}) for e in entities])
+    assert stream.erase({"n": 11, "y": True}) == 3
+    assert stream.erase({"a": "11"}) == 3
+    assert stream.erase({"a": "1", "n": 1, "y": False}) == 1
+    stream.judge([(e, NOON) for e in entities])
+    stream.check()
+    assert erase(stream.online, Erasure("project", {"customer": "1"}, NOON)) == 0
+
+
+def test_keys_that_cannot_be_read_back_are_an_error_that_names_the_view(backend: Backend) -> None:
+    stream = stream_over(backend, [aggregation("count", "*", name="n")], TEXT_KEYS)
+    stream.bootstrap([LogRow(keys, NOON - 1, None, {}) for keys in (("x" * 600, "1"), ("y", "1"), ("y", "2"))])
+    erasure = stream.write_down({"b": "1"})
+    with pytest.raises(NotErasedOnline, match=r"view 'view': 1 of its keys cannot be read back .* bootstrap view"):
+        erase(stream.online, erasure)
+    read = stream.read([((a, b), NOON) for a, b in (("y", "1"), ("y", "2"))])
+    assert read.values["n"].to_pylist() == [0, 1], "all that can be read back is gone"
+    assert stream.erase({"a": "x" * 600, "b": "1"}) == 1
+    stream.judge([(("x" * 600, "1"), NOON), (("y", "1"), NOON), (("y", "2"), NOON)])
+    stream.check()
+
+
+class Between:
+    """A backend on which something happens once, before the n-th request to it; requests that this makes are free."""
+
+    def __init__(self, backend: Backend, place: int, happens: Callable[[], Any]) -> None:
+        self._backend, self._place, self._happens = backend, place, happens
+        self.happened = False
+
+    def __getattr__(self, name: str) -> Any:
+        asked = getattr(self._backend, name)
+        if name not in ("get", "apply"):
+            return asked
+
+        def ask(*arguments: Any, **options: Any) -> Any:
+            self._place -= 1
+            if self._place < 0 and not self.happened:
+                self.happened = True
+                self._happens()
+            return asked(*arguments, **options)
+
+        return ask
+
+
+def beside(stream: Stream, place: int, happens: Callable[[], Any]) -> tuple[WindowedOnline, Between]:
+    """The stream's view as a second process has it, on whose store something happens in the middle."""
+    between = Between(stream.online.backend, place, happens)
+    return WindowedOnline(
+        between,  # type: ignore[arg-type]
+        stream.online.project,
+        stream.view,
+        stream.settle,
+        stream.erased_now,
+    ), between
+
+
+@pytest.mark.parametrize("erased", [1, 3])
+@pytest.mark.parametrize("filling", [False, True])
+@pytest.mark.parametrize("fields", [KEY, (*KEY, Field("shop", ValueType.INT64))], ids=["one key", "one of two"])
+def test_an_append_with_an_erasure_in_its_middle_brings_nothing_back(
+    backend: Backend, fields: tuple[Field, ...], filling: bool, erased: int
+) -> None:
+    """Wherever in an append (and the compaction that follows) an erasure comes, also of an entity that is not there
+    yet (3): what was known by then is gone, in what readers use and in what is being filled; the rest is there once.
+    """
+    entities = [(customer, *(5,) * (len(fields) - 1)) for customer in (1, 2, 3)]
+    past = [LogRow(entity, NOON - HOUR, None, {}) for entity in entities[:2]]
+    rows = [LogRow(entity, NOON + t, None, {}) for entity in entities for t in (-HOUR, -2, 0, 1)]
+    asked = [(entity, NOON + t) for entity in entities for t in (0, 1, 2, HOUR)]
+
+    for place in itertools.count():
+        stream = stream_over(backend, [aggregation("count", "*", name="all")], fields)
+        stream.bootstrap(past)
+        begun = stream.online.generations.begin() if filling else None
+        archived = event_log(stream.view, stream.log.subset(past), None, stream.erased_now)
+        other, between = beside(stream, place, lambda s=stream: s.erase({"customer": erased}))
+        admitted = admit(stream.view, stream.log.table(rows=rows), stream.clock)
+        with compacting(1):
+            append([Batch(other, admitted.keys, admitted.events)], stream.clock, Position(0, 0))
+        if not between.happened:
+            assert place > 3
+            break
+        stream.folded = stream.remaining([*past, *rows])
+        stream.judge(asked)
+        if begun is not None:
+            bootstrap(stream.online, archived, NOON, END, None, begun)
+            stream.judge(asked)
+        stream.check()
+
+
+def test_an_erasure_takes_nothing_that_a_filling_writes_in_its_middle(backend: Backend) -> None:
+    """A filling's own writes are not guarded: an event that was not known by the erasure may come at any moment."""
+    for place in itertools.count():
+        stream = counting(backend)
+        stream.bootstrap([at(NOON - 1)])
+        begun = stream.online.generations.begin()
+        stream.append([at(NOON - 1)])
+        row = stream.online.head.encode(Rows(np.array([NOON + 1]), np.array([BEGINNING]), {"whole": [1]}))[0]
+        head = begun.entity(b"H", encoded(stream.view, (1,)) or b"")
+        other, between = beside(stream, place, lambda h=head, r=row: backend.apply([Write([], [("A", h, r)])]))
+        erase(other, stream.write_down({"customer": 1}))
+        if not between.happened:
+            assert place > 2
+            break
+        assert backend.get([head]) == [row]
+
+
+def test_an_erasure_with_an_append_in_its_middle_takes_nothing_that_is_new(backend: Backend) -> None:
+    for place in itertools.count():
+        stream = counting(backend)
+        stream.bootstrap([at(NOON - HOUR), at(NOON - HOUR, 2)])
+        stream.append([at(NOON - 1), at(NOON - 1, 2)])
+
+        def append_more(s: Stream = stream) -> None:
+            with compacting(1):
+                s.append([at(NOON - 2), at(NOON + 1), at(NOON - 2, 2)])
+
+        other, between = beside(stream, place, append_more)
+        erase(other, stream.write_down({"customer": 1}))
+        stream.folded = stream.remaining(stream.folded)
+        if not between.happened:
+            assert place > 2
+            break
+        stream.judge([((c,), NOON + t) for c in (1, 2) for t in (0, 1, 2, HOUR)])
+        stream.check()
+
+
+def test_a_filling_with_an_erasure_in_its_middle_brings_nothing_back(backend: Backend) -> None:
+    """Wherever in a bootstrap an erasure comes, also before its log is read and after its readers changed over."""
+    for place in itertools.count():
+        stream = counting(backend)
+        rows = [at(NOON - HOUR), at(NOON - 1), at(NOON + 1), at(NOON - HOUR, 2), at(NOON - 1, 2)]
+        if place % 2:
+            stream.bootstrap(rows[:1])
+        other, between = beside(stream, place // 2, lambda s=stream: s.erase({"customer": 1}))
+        log = event_log(stream.view, stream.log.subset(rows), None, stream.erased_now)
+        bootstrap(other, log, NOON, END)
+        stream.folded, stream.ceiling = stream.remaining(rows), NOON - MINUTE
+        stream.judge([((c,), NOON + t) for c in (1, 2) for t in (0, 1, 2, HOUR)])
+        stream.check()
+        if not between.happened:
+            assert place > 10
+            break
+
+
+def test_erasing_a_view_that_was_never_filled_or_for_another_definition(backend: Backend) -> None:
+    stream = counting(backend)
+    before = contents(backend)
+    assert stream.erase({"customer": 1}) == 0
+    assert contents(backend) == before
+    stream.bootstrap([at(NOON + 1), at(NOON + 1, 2)])
+    other = windowed(stream.view.aggregations[:1], KEY, stream.view.source)
+    changed = WindowedOnline(backend, stream.online.project, other, erasures=stream.erased_now)
+    assert erase(changed, stream.write_down({"customer": 1})) == 1
+    assert stream.read([((1,), NOON + 2), ((2,), NOON + 2)]).values["all"].to_pylist() == [0, 1]
+
+
+def test_settled_events_of_after_an_erasure_are_not_taken_with_those_of_before(backend: Backend) -> None:
+    stream = counting(backend)
+    stream.bootstrap([at(NOON - HOUR)])
+    erasure = stream.write_down({"customer": 1})
+    stream.clock = NOON + HOUR
+    with compacting(1):
+        stream.append([at(NOON + 1)])
+    with pytest.raises(NotErasedOnline, match="settled while it was under way; erase again"):
+        erase(stream.online, erasure)
+    assert stream.erase({"customer": 1}) == 1
+    stream.judge([((1,), NOON + HOUR)])
+    stream.check()
+
+
+def test_alike_projects_and_views_keep_what_one_of_them_erases(backend: Backend) -> None:
+    names = [("fraud", "view"), ("antifraud", "view"), ("fraud2", "view"), ("fraud", "view2"), ("f", "raudview")]
+    unique = project()
+    streams = {}
+    for in_project, name in names:
+        stream = counting(backend)
+        stream.view = replaced_name(stream.view, name)
+        stream.online = WindowedOnline(backend, unique + in_project, stream.view, erasures=stream.erased_now)
+        stream.bootstrap([at(NOON - 1)])
+        streams[in_project, name] = stream
+    streams["fraud", "view"].erase({"customer": 1})
+    for stream in streams.values():
+        stream.judge([((1,), NOON)])
+        stream.check()
+    counts = [s.read([((1,), NOON)]).values["all"].to_pylist() for s in streams.values()]
+    assert counts == [[0], [1], [1], [1], [1]]
+
+
 # -- plain views ------------------------------------------------------------------------------------------------------
 
 PLAIN = {
@@ -967,6 +1264,134 @@ def test_a_missing_bucket_of_a_plain_view_is_not_ready(backend: Backend) -> None
     backend.delete(iter([Keyspace(online.project, "plain", 1).bucket(bucket_of(encoded(view, (1,)) or b""))]))
     with pytest.raises(StoreNotReady, match="is missing"):
         read_plain(online, [(1, NOON)])
+
+
+# -- erasing plain rows -----------------------------------------------------------------------------------------------
+
+
+class Erased:
+    """Erasures of customers in a project, as the layer keeps them."""
+
+    def __init__(self) -> None:
+        self.erasures = NO_ERASURES
+
+    def load(self) -> Erasures:
+        return self.erasures
+
+    def add(self, customer: int, now: int) -> Erasure:
+        self.erasures = Erasures((*self.erasures.log, made := Erasure("project", {"customer": str(customer)}, now)))
+        return made
+
+    def remaining(self, rows: Sequence[PlainRow]) -> list[PlainRow]:
+        return [
+            (c, t, created, values)
+            for c, t, created, values in rows
+            if not any(e.keys == {"customer": str(c)} and (created or t) <= e.erased_at for e in self.erasures.log)
+        ]
+
+
+def check_plain(view: PlainView, online: PlainOnline, rows: Sequence[PlainRow]) -> None:
+    """Reads of every time that the store does not refuse are those of these rows, found by hand."""
+    times = [NOON - HOUR - 1, NOON - 1, NOON, NOON + 1, NOON + SECOND + 1, NOON + HOUR, NOON + DAY]
+    asked = [(customer, t) for customer in (1, 2, 3) for t in times]
+    read = read_plain(online, asked)
+    exact = [i for i, (_, t) in enumerate(asked) if read.exact_from is None or t >= read.exact_from[i]]
+    found = [plain_truth(view, rows, *asked[i]) for i in exact]
+    expected = pa.table({f.name: values_array([v and v[f.name] for v, _ in found], f.type) for f in view.features})
+    assert_features_equal(pa.table({n: a.take(pa.array(exact)) for n, a in read.values.items()}), expected)
+    assert [read.statuses[i] if read.statuses else None for i in exact] == [status for _, status in found]
+
+
+@examples(50)
+@given(names=plain_names, ttl=ttls, data=st.data())
+def test_plain_reads_between_writes_and_erasures_are_those_of_the_rows_that_remain(
+    backend: Backend, names: list[str], ttl: int, data: st.DataObject
+) -> None:
+    view, erased = plain_view(names, ttl), Erased()
+    online = PlainOnline(backend, project(), view, erased.load)
+    online.write(plain_table(view, []), NOON)
+    clock, dated = NOON, data.draw(st.booleans())
+    written: list[PlainRow] = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        # A row is created before it is written. With created times all have one: of rows of one future time the store
+        # keeps the one that was created last, and forgets one without, which only its event time erases.
+        rows = data.draw(plain_rows(view, 5))
+        rows = [(c, t, min(created or clock, clock) if dated else None, v) for c, t, created, v in rows]
+        write_plain(online, rows, clock, few=data.draw(st.booleans()))
+        written = [*written, *erased.remaining(rows)]
+        if data.draw(st.booleans()):
+            erase(online, erased.add(data.draw(st.sampled_from([1, 2, 3])), clock))
+            written = erased.remaining(written)
+        check_plain(view, online, written)
+        clock += data.draw(st.sampled_from([0, 1, SECOND, HOUR]))
+        if data.draw(st.integers(0, 4)) == 0:
+            online.replace(plain_table(view, written), clock)
+            check_plain(view, online, written)
+
+
+def write_plain(online: PlainOnline, rows: Sequence[PlainRow], now: int, few: bool) -> None:
+    """Writes rows as a table, or as a few."""
+    if not few:
+        online.write(plain_table(online.view, rows), now)
+        return
+    names = [f.name for f in online.view.features]
+    made = [Row(t, BEGINNING if made is None else made, tuple(v[n] for n in names)) for _, t, made, v in rows]
+    online.write_rows([encoded(online.view, (c,)) or b"" for c, *_ in rows], made, now)
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["offered", "merged"])
+@pytest.mark.parametrize("filling", [None, "few", "beside", "few beside", "replaced"])
+def test_a_plain_write_with_an_erasure_in_its_middle_brings_nothing_back(
+    backend: Backend, waiting: bool, filling: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = plain_view(["whole"])
+    for place in itertools.count():
+        erased, in_project = Erased(), project()
+        online = PlainOnline(backend, in_project, view, erased.load)
+        past = [(c, NOON - HOUR, None, {"whole": 0}) for c in (1, 2)]
+        online.write(plain_table(view, past), NOON)
+        if filling and "beside" in filling:
+            online.generations.begin()
+        between = Between(backend, place, lambda o=online, e=erased: erase(o, e.add(1, NOON)))
+        other = PlainOnline(between, in_project, view, erased.load)  # type: ignore[arg-type]
+        rows = [(c, NOON - 1, None, {"whole": 1}) for c in (1, 2)]
+        rows += [(1, NOON + 1, None, {"whole": 2})] if waiting else []
+        if filling == "replaced":
+            other.replace(plain_table(view, [*past, *rows]), NOON)
+        else:
+            write_plain(other, rows, NOON, few=bool(filling and "few" in filling))
+        check_plain(view, online, erased.remaining([*past, *rows]))
+        if filling and "beside" in filling:
+            successor = online.generations.space(online.generations.claimed())
+            online.generations.publish(successor, BEGINNING, BEGINNING)
+            check_plain(view, online, erased.remaining(rows))
+        if not between.happened:
+            assert place > 3
+            break
+    assert {record.message for record in caplog.records} <= {
+        f"view 'plain': {n} rows of erased entities were left out" for n in (1, 2)
+    }
+    assert caplog.records
+
+
+def test_one_erasure_by_one_of_two_keys_takes_plain_rows_of_all_that_have_it(backend: Backend) -> None:
+    view = PlainView(
+        name="plain",
+        keys=TEXT_KEYS,
+        features=(Field("whole", ValueType.INT64),),
+        source=Layout(delay=DAY).source(Log(TEXT_KEYS, {}, ())),
+    )
+    erased = Erased()
+    online = PlainOnline(backend, project(), view, erased.load)
+    entities = [("1", "11"), ("11", "1"), ("1", "1")]
+    rows = {"a": [a for a, _ in entities], "b": [b for _, b in entities], "__time": [NOON + 1] * 3}
+    table = pa.table({**rows, "__created": pa.nulls(3, pa.int64()), "whole": [1, 2, 3]})
+    online.write(table, NOON)
+    erased.erasures = Erasures((Erasure("project", {"a": "1"}, NOON + 1 - DAY),))
+    assert erase(online, erased.erasures.log[0]) == 2
+    online.write(table, NOON + 2)
+    read = online.read(["whole"], [encoded(view, entity) for entity in entities], np.array([NOON + 2] * 3))
+    assert read.values["whole"].to_pylist() == [None, 2, None]
 
 
 # -- known wrong, until it is mended ----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from feature_store.stores.online.keys import (
     Keyspace,
     bucket_of,
     entity_key,
+    entity_values,
     generation_key,
     integer_keys,
     project_tails,
@@ -40,6 +41,19 @@ def kind_of(value: object) -> tuple[type, object]:
 def test_different_keys_have_different_bytes(one: tuple, other: tuple) -> None:
     same = list(map(kind_of, one)) == list(map(kind_of, other))
     assert (entity_key(one) == entity_key(other)) == same
+
+
+@SETTINGS
+@given(tuples)
+def test_a_key_gives_its_values_back(key: tuple) -> None:
+    assert list(map(kind_of, entity_values(entity_key(key)) or ())) == list(map(kind_of, key))
+
+
+def test_a_key_that_is_only_a_hash_gives_none() -> None:
+    space, long = Keyspace("p", "v", 1), entity_key(("x" * 600, 1))
+    key = space.entity(b"H", long)
+    assert entity_values(space.entity_in(key)) is None
+    assert space.entity_in(space.entity(b"H", entity_key((1,)))) == entity_key((1,))
 
 
 def test_look_alike_keys_differ() -> None:

@@ -8,6 +8,7 @@ it. The view's own record follows when all its buckets are done.
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from feature_store.aggregations.events import Events
+from feature_store.definitions.erasure import NO_ERASURES, Erasures, left_out, when_known
 from feature_store.errors import PositionGap, RequestError
 from feature_store.stores.online.backend import APPEND, SET, TRIM, Backend, Change, Write
 from feature_store.stores.online.entities import entity_keys
@@ -23,6 +25,8 @@ from feature_store.stores.online.head import rows_of
 from feature_store.stores.online.keys import TAG_LENGTH, Keyspace, bucket_of, generation_key
 from feature_store.stores.online.records import Bucket, Generation, merged, read_bucket, read_generation
 from feature_store.stores.online.windowed import WindowedOnline
+
+logger = logging.getLogger(__name__)
 
 #: Head rows beyond which an append also compacts, and past rows beyond which it settles without waiting.
 COMPACT_ROWS = 64
@@ -55,17 +59,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class Appended:
-    """What an append did: rows `applied`, rows `repeated` (their position was folded before), the `next` offset."""
+    """What an append did: rows `applied`, rows `repeated` (their position was folded before), the `next` offset, rows
+    `erased` (at or below the erasure of their entity: left out, though their positions are taken).
+    """
 
     applied: int
     repeated: int
     next: int
+    erased: int = 0
 
 
 def append(batches: Sequence[Batch], now: int, position: Position) -> list[Appended]:
     """Appends batches, one a view of the same log, and says what was done for each.
 
-    Events below a partition's next offset were folded before and change nothing. Where the store applies writes
+    Events below a partition's next offset were folded before and change nothing; those at or below the erasure of their
+    entity are left out. Where the store applies writes
     together, all batches are appended or none; else an error half way leaves some of them appended, and the same call
     with the same offset finishes the work. Raises PositionGap where events would be skipped, StoreNotReady before a
     bootstrap.
@@ -110,6 +118,8 @@ class _Append:
     _beside: dict[int, bytes | None] = field(default_factory=dict)
     _repeated: int = 0
     _allocated: bool = False
+    _erasures: Erasures = NO_ERASURES
+    _erased: set[int] = field(default_factory=set)
 
     @property
     def _online(self) -> WindowedOnline:
@@ -144,6 +154,19 @@ class _Append:
         beside = [b for b in buckets if held[b].successor]
         keys = [online.generations.space(held[b].successor).bucket(b) for b in beside]
         self._beside = dict(zip(beside, backend.get(keys), strict=True)) if keys else {}
+        # After the guards: an erasure is written down before it breaks guards, so one not heard of here breaks these.
+        self._leave_out(online.erasures())
+
+    def _leave_out(self, erasures: Erasures) -> None:
+        """Settles which rows (their places in the batch) are at or below an erasure."""
+        if erasures is self._erasures:
+            return
+        self._erasures, view, events = erasures, self._online.view, self.batch.events
+        known = when_known(events.times, events.created, view.source.delay)
+        gone = np.flatnonzero(left_out(erasures.of(view.keys), self.batch.keys, known))
+        self._erased = set(gone[gone >= self._repeated].tolist())
+        if self._erased:
+            logger.warning("view '%s': %d events of erased entities were left out", view.name, len(self._erased))
 
     def _begin(self, backend: Backend) -> None:
         """Settles the offset of the first event and what is to be written of the batch."""
@@ -205,7 +228,7 @@ class _Append:
         folded = self._first if self._allocated else record.partitions.get(partition, (epoch, 0))[1]
         grouped: dict[bytes, list[bytes]] = {}
         for entity, at, row in self._rows[bucket]:
-            if self._first + at >= folded:
+            if self._first + at >= folded and at not in self._erased:
                 grouped.setdefault(entity, []).append(row)
         changes: list[Change] = [(APPEND, space.entity(b"H", e), b"".join(rows)) for e, rows in grouped.items()]
         changes.append((SET, space.bucket(bucket), record.moved(partition, epoch, self._after).encode()))
@@ -237,7 +260,8 @@ class _Append:
                 yield key
 
     def result(self) -> Appended:
-        return Appended(self._count - self._repeated, self._repeated, max(self._after, self._following()))
+        applied = self._count - self._repeated - len(self._erased)
+        return Appended(applied, self._repeated, max(self._after, self._following()), len(self._erased))
 
     def _following(self) -> int:
         assert self._generation is not None

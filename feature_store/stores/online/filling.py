@@ -11,6 +11,7 @@ import pyarrow as pa
 from feature_store.aggregations.events import Column, EventLog, Events
 from feature_store.stores.online.backend import APPEND, SET, Change, Write
 from feature_store.stores.online.entities import entity_keys
+from feature_store.stores.online.erasing import erase
 from feature_store.stores.online.head import rows_of
 from feature_store.stores.online.keys import Keyspace, bucket_of
 from feature_store.stores.online.windowed import WindowedOnline
@@ -55,6 +56,9 @@ def bootstrap(
         online.backend.apply([Write([], changes) for changes in writes.values() if changes], once=True)
         if progress:
             progress(high, len(entities))
+    for erasure in online.erasures().since(log.erasures):
+        # Made while this generation was being filled: readers must not find the entity again when they change over.
+        erase(online, erasure, only=space)
     online.generations.publish(space, exact_from, until)
     return len(entities)
 

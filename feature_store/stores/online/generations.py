@@ -55,6 +55,14 @@ class Generations:
         """The number of the generation that was last begun, 0 if none was."""
         return _claimed(self.backend.get([self._claim])[0])
 
+    def alive(self) -> list[tuple[int, bool]]:
+        """The numbers of the generations that readers use or may come to use, and which are of this definition."""
+        record, claim = self.backend.get([self._record, self._claim])
+        current = Generation.decode(record) if record else None
+        first = current.number if current else 1
+        last = max(first if current else 0, _claimed(claim))
+        return [(n, current is None or n > first or self._is_ours(current)) for n in range(first, last + 1)]
+
     def check(self) -> None:
         """Raises StoreNotReady unless every record that reads of this view need is there."""
         space = self.space(self.current().number)
@@ -71,7 +79,7 @@ class Generations:
 
         def link(bucket: int, records: Sequence[bytes | None]) -> Write:
             new = space.bucket(bucket)
-            if old is None or records[0] is None or before is None or before.fingerprint != self.view.fingerprint:
+            if old is None or records[0] is None or before is None or not self._is_ours(before):
                 filling = Bucket(END, partitions=positions)
                 return Write([], [(SET, new, filling.encode())])
             held = Bucket.decode(records[0])
@@ -88,6 +96,9 @@ class Generations:
             f"begin a generation of view '{self.view.name}'",
         )
         return space
+
+    def _is_ours(self, generation: Generation) -> bool:
+        return generation.fingerprint == self.view.fingerprint
 
     def _before(self) -> Generation | None:
         """The generation that readers use, of whatever definition; None where there is none that can be read."""

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from feature_store.aggregations.events import Column, Events
+from feature_store.definitions.erasure import when_known
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
 from feature_store.errors import CorruptState
@@ -121,6 +122,11 @@ class HeadCodec:
     def times(self, head: bytes) -> np.ndarray:
         """The event time of each row of a head, in the order they were appended."""
         return self.decode(head)[0]["time"].astype(np.int64)
+
+    def known(self, head: bytes, delay: int) -> np.ndarray:
+        """When each row of a head was known, `delay` being the source's; in the order they were appended."""
+        records = self.decode(head)[0]
+        return when_known(records["time"].astype(np.int64), self._created(records), delay)
 
     def decode(self, head: bytes) -> tuple[np.ndarray, dict[str, list[bytes]]]:
         """The fixed-width records of a head, and the bytes of each text column beside them."""

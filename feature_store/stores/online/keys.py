@@ -42,6 +42,9 @@ _LONGEST_NAME = 120
 _TAGS = tuple(b"{%02x}" % bucket for bucket in range(BUCKETS))
 TAG_LENGTH = 4
 
+#: What the key of an entity begins with that is too long to be written out.
+_HASHED = b"\xff"
+
 KeyValue = int | str | bytes
 
 
@@ -69,6 +72,25 @@ def _encode(value: KeyValue) -> bytes:
         return b"i" + struct.pack(">Q", value + (1 << 63))
     data = value.encode() if isinstance(value, str) else value
     return (b"s" if isinstance(value, str) else b"b") + struct.pack(">I", len(data)) + data
+
+
+def entity_values(entity: bytes) -> tuple[KeyValue, ...] | None:
+    """The join key values behind an entity key (booleans are 0 or 1); None of one that is only a hash."""
+    values: list[KeyValue] = []
+    at = 0
+    while at < len(entity):
+        tag = entity[at : at + 1]
+        if tag == b"i":
+            values.append(struct.unpack_from(">Q", entity, at + 1)[0] - (1 << 63))
+            at += 9
+            continue
+        if tag == _HASHED:
+            return None
+        (length,) = struct.unpack_from(">I", entity, at + 1)
+        data = entity[at + 5 : at + 5 + length]
+        values.append(data.decode() if tag == b"s" else data)
+        at += 5 + length
+    return tuple(values)
 
 
 def bucket_of(entity: bytes) -> int:
@@ -125,6 +147,10 @@ class Keyspace:
         """What the tails of keys of a kind start with, in this generation."""
         return self.every_generation(kind) + struct.pack(">I", self.generation)
 
+    def entity_in(self, key: bytes) -> bytes:
+        """The entity that an entity's key carries, or its hash: what follows the generation."""
+        return key[TAG_LENGTH + len(self.tail(b"B")) :]
+
     def number_in(self, key: bytes) -> int:
         """The generation that a key of this view carries."""
         at = TAG_LENGTH + len(self.every_generation(b"B"))
@@ -148,7 +174,7 @@ class Keyspace:
         prefix = self._prefixes[kind][bucket_of(entity)]
         if len(prefix) + len(entity) <= LONGEST_KEY:
             return prefix + entity
-        return prefix + b"\xff" + hashlib.blake2b(entity, digest_size=32).digest()
+        return prefix + _HASHED + hashlib.blake2b(entity, digest_size=32).digest()
 
     def entities(self, kind: bytes, entities: Sequence[bytes], buckets: Sequence[int]) -> list[bytes]:
         """The same for many entities, whose buckets are known."""

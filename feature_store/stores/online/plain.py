@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from feature_store.definitions.erasure import Erasures, LoadErasures, left_out, no_erasures, when_known
 from feature_store.definitions.view import PlainView
-from feature_store.errors import BootstrapSuperseded
+from feature_store.errors import BootstrapSuperseded, CorruptState
 from feature_store.stores.online.backend import NEWER, SET, UNDECIDED, Backend, Change, Write, settle
 from feature_store.stores.online.blocks import Lists
 from feature_store.stores.online.entities import entity_keys
-from feature_store.stores.online.keys import Keyspace, bucket_of, buckets_of
+from feature_store.stores.online.keys import Keyspace, bucket_of, buckets_of, entity_values
 from feature_store.stores.online.records import read_bucket
 from feature_store.stores.online.rows import CREATED, TIME, Chosen, PackedRows, Row, RowCodec, keep
 from feature_store.stores.online.status import Status
@@ -23,6 +27,10 @@ from feature_store.stores.online.view import Found, OnlineView, ViewRead
 from feature_store.timestamps import BEGINNING
 
 __all__ = ["CREATED", "TIME", "PlainOnline"]
+
+logger = logging.getLogger(__name__)
+
+Done = TypeVar("Done")
 
 _ONE = np.ones(1, bool)
 
@@ -42,13 +50,26 @@ class _Guards:
     successor: int = 0
 
 
+@dataclass(frozen=True)
+class _Few:
+    """One of a few rows to be written: its entity, and the row as it was given and encoded."""
+
+    entity: bytes
+    row: Row
+    encoded: bytes
+
+
+class _ErasedMeanwhile(Exception):
+    """An entity was erased after rows to be written were looked at for erased ones: look again."""
+
+
 class PlainOnline(OnlineView):
     """One plain view in an online store."""
 
     kinds = (b"P",)
 
-    def __init__(self, backend: Backend, project: str, view: PlainView) -> None:
-        super().__init__(backend, project, view)
+    def __init__(self, backend: Backend, project: str, view: PlainView, erasures: LoadErasures = no_erasures) -> None:
+        super().__init__(backend, project, view, erasures)
         self.view = view
         self._codec = RowCodec(view)
         self._chosen = lru_cache(maxsize=64)(self._codec.chosen)
@@ -70,8 +91,8 @@ class PlainOnline(OnlineView):
     def write(self, table: pa.Table, now: int) -> int:
         """Adds rows: the newer event time wins, then the newer created time, then the greater values; how many keys.
 
-        Rows later than `now` wait beside the current one. Raises StoreNotReady when what is stored is of another
-        definition: a few rows are no replacement for it.
+        Rows later than `now` wait beside the current one; those at or below an erasure are left out, which is logged.
+        Raises StoreNotReady when what is stored is of another definition: a few rows are no replacement for it.
         """
         if self._seen is None:
             if not self.generations.exists():
@@ -87,32 +108,80 @@ class PlainOnline(OnlineView):
                 self.generations.publish(self.generations.begin(), BEGINNING, BEGINNING)
             self.notice(self.backend.get([self._record_key])[0])
         assert self._seen is not None
+        few = [_Few(*one, self._codec.checked(one[1])) for one in zip(entities, rows, strict=True)]
+        return self._leaving_out(partial(self._write_few, self._seen[2], few, now))
+
+    def _write_few(self, space: Keyspace, few: Sequence[_Few], now: int, erasures: Erasures) -> int:
+        few = self._few_without_erased(few, erasures)
         by_entity: dict[bytes, list[Row]] = {}
-        for entity, row in zip(entities, rows, strict=True):
-            by_entity.setdefault(entity, []).append(self._codec.stored(row))
-        encoded = [self._codec.checked(row) for row in rows]
+        for one in few:
+            by_entity.setdefault(one.entity, []).append(self._codec.stored(one.row))
         undecided: Iterable[bytes] = by_entity
-        if len(by_entity) == len(rows) and max((row.time for row in rows), default=now) <= now:
-            undecided = self._offer(self._seen[2], dict(zip(entities, encoded, strict=True)))
+        if len(by_entity) == len(few) and max((one.row.time for one in few), default=now) <= now:
+            undecided = self._offer(space, {one.entity: one.encoded for one in few}, erasures)
         if undecided:
-            self._merge(self._seen[2], undecided, by_entity, now)
+            self._merge(space, undecided, by_entity, now, erasures)
         return len(by_entity)
 
     def _write(self, space: Keyspace, table: pa.Table, now: int) -> int:
         entities: set[bytes] = set()
         for low in range(0, table.num_rows, _CHUNK):
-            entities |= self._write_some(space, table.slice(low, _CHUNK).combine_chunks(), now)
+            chunk = table.slice(low, _CHUNK).combine_chunks()
+            entities |= self._leaving_out(partial(self._write_some, space, chunk, now))
         return len(entities)
 
-    def _write_some(self, space: Keyspace, table: pa.Table, now: int) -> set[bytes]:
+    def _leaving_out(self, write: Callable[[Erasures], Done]) -> Done:
+        """Makes a write that leaves out what is erased, again where that changed meanwhile: twice is as good as once."""
+        while True:
+            erasures = self.erasures()
+            with contextlib.suppress(_ErasedMeanwhile):
+                return write(erasures)
+
+    def _without_erased(self, table: pa.Table, erasures: Erasures) -> pa.Table:
+        erased = erasures.of(self.view.keys)
+        if not erased:
+            return table
+        created = table[CREATED].combine_chunks().cast(pa.int64()).fill_null(BEGINNING)
+        known = when_known(np.asarray(table[TIME]), np.asarray(created), self.view.source.delay)
+        gone = left_out(erased, table, known)
+        self._say(np.count_nonzero(gone))
+        return table.filter(pa.array(~gone))
+
+    def _few_without_erased(self, few: Sequence[_Few], erasures: Erasures) -> Sequence[_Few]:
+        erased = erasures.of(self.view.keys)
+        if not erased:
+            return few
+        names = [key.name for key in self.view.keys]
+        kept = []
+        for one in few:
+            known = one.row.time - self.view.source.delay if one.row.created == BEGINNING else one.row.created
+            values = dict(zip(names, entity_values(one.entity) or (), strict=True))
+            if not any(some.covers_one(values, known) for some in erased):
+                kept.append(one)
+        self._say(len(few) - len(kept))
+        return kept
+
+    def _say(self, count: int) -> None:
+        if count:
+            logger.warning("view '%s': %d rows of erased entities were left out", self.view.name, count)
+
+    def _check(self, erasures: Erasures) -> None:
+        """Raises _ErasedMeanwhile where there are others now. Called after the guards of a write were read: an erasure
+        is written down before it breaks guards, so one that is not heard of here breaks these.
+        """
+        if self.erasures() is not erasures:
+            raise _ErasedMeanwhile
+
+    def _write_some(self, space: Keyspace, table: pa.Table, now: int, erasures: Erasures) -> set[bytes]:
+        table = self._without_erased(table, erasures)
         entities = entity_keys(table, self.view.keys)
         distinct = set(entities)
         undecided: Iterable[bytes] = distinct
         # Several rows of an entity, and rows that wait, need a look at what is stored; the others go without one.
         if len(distinct) == len(entities) and not (np.asarray(table[TIME]) > now).any():
-            undecided = self._offer(space, dict(zip(entities, self._codec.encode_table(table), strict=True)))
+            undecided = self._offer(space, dict(zip(entities, self._codec.encode_table(table), strict=True)), erasures)
         if undecided:
-            self._merge(space, undecided, self._rows_by_entity(table, entities), now)
+            self._merge(space, undecided, self._rows_by_entity(table, entities), now, erasures)
         return distinct
 
     def _rows_by_entity(self, table: pa.Table, entities: Sequence[bytes]) -> dict[bytes, list[Row]]:
@@ -128,12 +197,13 @@ class PlainOnline(OnlineView):
         values = zip(*columns, strict=True) if columns else [()] * len(times)
         return [Row(t, c, tuple(v)) for t, c, v in zip(times, created, values, strict=True)]
 
-    def _offer(self, space: Keyspace, offered: dict[bytes, bytes]) -> list[bytes]:
+    def _offer(self, space: Keyspace, offered: dict[bytes, bytes], erasures: Erasures) -> list[bytes]:
         """Offers each entity a value of one row, which the store takes if it is newer; those it could not decide on."""
         pending = self._shares(offered)
         undecided: list[bytes] = []
         while pending:
             guards = self._guarded(space, {bucket for share in pending for bucket in share.values()})
+            self._check(erasures)
             outcomes = self.backend.apply([self._offers(space, share, guards, offered) for share in pending])
             for share, outcome in zip(pending, outcomes, strict=True):
                 if outcome is not None and UNDECIDED in outcome:
@@ -194,7 +264,14 @@ class PlainOnline(OnlineView):
             raise BootstrapSuperseded(self.view.name)
         return space
 
-    def _merge(self, space: Keyspace, entities: Iterable[bytes], rows: dict[bytes, list[Row]], now: int) -> None:
+    def _merge(
+        self,
+        space: Keyspace,
+        entities: Iterable[bytes],
+        rows: dict[bytes, list[Row]],
+        now: int,
+        erasures: Erasures,
+    ) -> None:
         """Writes rows beside those stored, which are read first: for ties, and for rows that wait for their time."""
         beside: dict[int, tuple[Keyspace, list[bytes]]] = {}
 
@@ -203,6 +280,7 @@ class PlainOnline(OnlineView):
 
         def merge(entity: bytes, found: Sequence[bytes | None]) -> Write:
             record, stored = found
+            self._check(erasures)
             held = read_bucket(record, self.view, bucket_of(entity))
             for into in self._filled(held.successor):
                 beside.setdefault(into.generation, (into, []))[1].append(entity)
@@ -212,7 +290,19 @@ class PlainOnline(OnlineView):
 
         settle(self.backend, list(entities), keys, merge, f"write rows of view '{self.view.name}'")
         for into, some in beside.values():
-            self._merge(into, dict.fromkeys(some), rows, now)
+            self._merge(into, dict.fromkeys(some), rows, now, erasures)
+
+    # -- erasing ------------------------------------------------------------------------------------------------
+
+    def kept(self, stored: Sequence[bytes | None], until: int) -> Sequence[bytes | None]:
+        """The rows that were known later; of a value that nobody can read nothing."""
+        rows: list[Row] = []
+        with contextlib.suppress(CorruptState):
+            rows = self._codec.decode(stored[0]) if stored[0] else []
+        times, created = (np.array([getattr(row, name) for row in rows], np.int64) for name in ("time", "created"))
+        known = when_known(times, created, self.view.source.delay)
+        later = [row for row, time in zip(rows, known.tolist(), strict=True) if time > until]
+        return [self._codec.encode(later, until) if later else None]
 
     # -- reading ------------------------------------------------------------------------------------------------
 

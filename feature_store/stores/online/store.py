@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from feature_store.definitions.erasure import LoadErasures, no_erasures
 from feature_store.definitions.view import PlainView, StoredView, WindowedView
 from feature_store.stores.online.backend import Backend
 from feature_store.stores.online.generations import forget, names_of
@@ -13,13 +14,16 @@ from feature_store.stores.online.windowed import SETTLE, WindowedOnline
 
 
 class OnlineStore:
-    """Where a project's values are served from. `settle` as in WindowedOnline.
+    """Where a project's values are served from. `settle` as in WindowedOnline; `erasures` says whose records are not
+    written.
 
     Views are kept by their definition: what a view's object learns of the store serves the reads that follow.
     """
 
-    def __init__(self, backend: Backend, project: str, settle: int = SETTLE) -> None:
-        self.backend, self.project, self.settle = backend, project, settle
+    def __init__(
+        self, backend: Backend, project: str, settle: int = SETTLE, erasures: LoadErasures = no_erasures
+    ) -> None:
+        self.backend, self.project, self.settle, self.erasures = backend, project, settle, erasures
         self._views: dict[str, PlainOnline | WindowedOnline] = {}
 
     def windowed(self, view: WindowedView) -> WindowedOnline:
@@ -41,8 +45,8 @@ class OnlineStore:
 
     def _open(self, view: StoredView) -> WindowedOnline | PlainOnline:
         if isinstance(view, WindowedView):
-            return WindowedOnline(self.backend, self.project, view, self.settle)
-        return PlainOnline(self.backend, self.project, view)
+            return WindowedOnline(self.backend, self.project, view, self.settle, self.erasures)
+        return PlainOnline(self.backend, self.project, view, self.erasures)
 
     def holds(self, view: StoredView) -> bool:
         """Whether the store was ever filled for a view, or for another definition of it."""

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from feature_store.definitions.erasure import LoadErasures, no_erasures
 from feature_store.definitions.view import StoredView
 from feature_store.errors import StoreNotReady
 from feature_store.stores.online.backend import Backend
@@ -63,8 +64,8 @@ class OnlineView(ABC):
     #: The kinds of values that an entity has.
     kinds: tuple[bytes, ...]
 
-    def __init__(self, backend: Backend, project: str, view: StoredView) -> None:
-        self.backend, self.project = backend, project
+    def __init__(self, backend: Backend, project: str, view: StoredView, erasures: LoadErasures = no_erasures) -> None:
+        self.backend, self.project, self.erasures = backend, project, erasures
         self.generations = Generations(backend, project, view)
         self._record_key = generation_key(project, view.name)
         # What was read last: the next look-up supposes that it still holds.
@@ -103,6 +104,13 @@ class OnlineView(ABC):
         found: Found,
     ) -> ViewRead:
         """The named features of stored values: for each kind one value an entity, in the order of entities."""
+
+    @abstractmethod
+    def kept(self, stored: Sequence[bytes | None], until: int) -> Sequence[bytes | None]:
+        """What of an entity's values (one a kind) remains where records known at or before a time (microseconds) go.
+
+        Raises NotErasedOnline where that cannot be told of what is stored.
+        """
 
     def read(self, names: Sequence[str], entities: Sequence[bytes | None], times: np.ndarray) -> ViewRead:
         """The named features of each entity as of its time, in one round trip (the first read takes another one)."""

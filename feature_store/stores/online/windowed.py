@@ -5,6 +5,7 @@ How it is filled says filling.py, how events come in appending.py.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,8 +19,10 @@ from feature_store.aggregations.finalize import Values, finalize
 from feature_store.aggregations.folding import fold_short
 from feature_store.aggregations.measures import State, combine, measure_of
 from feature_store.definitions.aggregation import Aggregation, Function
+from feature_store.definitions.erasure import LoadErasures, no_erasures
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import WindowedView
+from feature_store.errors import CorruptState, NotErasedOnline
 from feature_store.stores.online.backend import Backend
 from feature_store.stores.online.blocks import Columns, FeatureColumn, Lists
 from feature_store.stores.online.compiled import CompiledFold
@@ -44,8 +47,15 @@ class WindowedOnline(OnlineView):
 
     kinds = (b"S", b"H")
 
-    def __init__(self, backend: Backend, project: str, view: WindowedView, settle: int = SETTLE) -> None:
-        super().__init__(backend, project, view)
+    def __init__(
+        self,
+        backend: Backend,
+        project: str,
+        view: WindowedView,
+        settle: int = SETTLE,
+        erasures: LoadErasures = no_erasures,
+    ) -> None:
+        super().__init__(backend, project, view, erasures)
         self.view, self.settle = view, settle
         self.builder = StaircaseBuilder(view)
         self.codec = StaircaseCodec(view)
@@ -106,6 +116,25 @@ class WindowedOnline(OnlineView):
         elif record:
             exact_from = Bucket.decode(record).exact_from
         return ViewRead(block, np.array([bool(base or head)]), found, np.array([exact_from]))
+
+    def kept(self, stored: Sequence[bytes | None], until: int) -> Sequence[bytes | None]:
+        """Of the head the rows that were known later. A staircase goes whole: what it folds cannot be told apart, and
+        was known by then unless it was settled since.
+        """
+        base, head = stored
+        if base and self._settled_until(base) > until:
+            raise NotErasedOnline(
+                self.view.name, "events that came after the erasure were settled while it was under way", "erase again"
+            )
+        known = self.head.known(head or b"", self.view.source.delay)
+        later = [row for row, time in zip(self.head.split(head or b""), known.tolist(), strict=True) if time > until]
+        return None, b"".join(later) or None
+
+    def _settled_until(self, base: bytes) -> int:
+        """Before which time the events of a staircase happened: any, of one that nobody can read."""
+        with contextlib.suppress(CorruptState):
+            return self.codec.decode(base).exact_from
+        return BEGINNING
 
 
 @dataclass(frozen=True)
