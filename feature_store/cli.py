@@ -212,6 +212,42 @@ def bootstrap(
 
 
 @app.command()
+def erase(
+    key: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=VALUE", help="A join key of the entity and its value. Repeat it for several keys."),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask whether it is meant.")] = False,
+    repo: Repo = DEFAULT_REPO,
+) -> None:
+    """Erase an entity from every view that has these join keys: its records known by now count nowhere any more, for
+    ever, and what the online store holds of it goes. Whole numbers are written as such, Bool as true or false, Bytes
+    as hex digits. The files of the sources, and what was made of them before, stay as they are.
+
+    Exits with 1 where nothing was erased, or where the online store still holds something: the text says which.
+
+    Example: isochron erase --repo feature_repo --key customer_id=42
+
+    Example: isochron erase --key customer_id=42 --key terminal_id=7 --yes
+    """
+    from feature_store import FeatureLayer
+    from feature_store.timestamps import iso
+
+    keys = _pairs(key, "--key", "NAME=VALUE")
+    if len(keys) < len(key):
+        raise typer.BadParameter("--key names a join key twice; erase one entity at a time")
+    with FeatureLayer(repo) as layer:
+        views = ", ".join(view.name for view in layer.definitions.keyed_by(keys))
+        if not yes:
+            entity = ", ".join(f"{name} {value}" for name, value in keys.items())
+            typer.confirm(f"Erase {entity} from {views} of {layer.config.project}? It cannot be undone", abort=True)
+        erased = layer.erase(keys)
+    for view, entities in erased.views.items():
+        typer.echo(f"{view}: left out of history; entities that the online store held: {entities:,}")
+    typer.echo(f"erased as of {iso(erased.erased_at)}")
+
+
+@app.command()
 def train(
     transactions: Annotated[Path, typer.Option(help="Transactions file with labels, of the published shape.")],
     start: Annotated[str, typer.Option(metavar="DAY", help="First day of training, such as 2018-07-25.")],
@@ -363,13 +399,21 @@ def demo(
 
 
 def _paths(sources: list[str] | None) -> dict[str, str]:
-    paths = {}
-    for text in sources or []:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise typer.BadParameter(f"--source '{text}' is not of the form NAME=PATH")
-        paths[name] = path
+    paths = _pairs(sources or [], "--source", "NAME=PATH")
+    if empty := [name for name, path in paths.items() if not path]:
+        raise typer.BadParameter(f"--source '{empty[0]}=' is not of the form NAME=PATH")
     return paths
+
+
+def _pairs(texts: list[str], option: str, form: str) -> dict[str, str]:
+    """Options of the form NAME=VALUE."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"{option} '{text}' is not of the form {form}")
+        pairs[name] = value
+    return pairs
 
 
 def _time(text: str) -> int:

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +16,29 @@ import pyarrow as pa
 
 from feature_store.clock import Clock, SystemClock
 from feature_store.config import RepoConfig, load_config
+from feature_store.definitions.erasure import Erasure, key_text
 from feature_store.definitions.repository import Definitions
-from feature_store.definitions.view import PlainView, WindowedView
+from feature_store.definitions.view import PlainView, StoredView, WindowedView
 from feature_store.engines.stream.admission import admit, admit_rows, admit_table
-from feature_store.errors import ConfigError, RequestError, SpineError, UnknownName
+from feature_store.errors import (
+    ConfigError,
+    CorruptState,
+    ErasureIncomplete,
+    IsochronError,
+    RequestError,
+    SpineError,
+    StoreError,
+    StoreNotReady,
+    UnknownName,
+)
 from feature_store.retrieval.online import AsOf, OnlineFeatures, Prepared
+from feature_store.stores.erasure_log import ErasureLog
 from feature_store.stores.online.appending import Appended, Batch, Position, append
+from feature_store.stores.online.erasing import erase
 from feature_store.stores.online.filling import bootstrap
 from feature_store.stores.online.keys import entity_key
 from feature_store.stores.online.open import open_backend
+from feature_store.stores.online.records import Positions
 from feature_store.stores.online.store import OnlineStore
 from feature_store.timestamps import END
 
@@ -38,6 +53,16 @@ logger = logging.getLogger(__name__)
 
 #: Whoever shows that work goes on: told a step (or view), how much of it is done, and of how much.
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ErasureReport:
+    """What an erasure did: when it was (microseconds), and by view of how many entities the online store had held
+    something. Records of all these views are left out of history.
+    """
+
+    erased_at: int
+    views: dict[str, int]
 
 
 class FeatureLayer:
@@ -58,7 +83,8 @@ class FeatureLayer:
         self.definitions = _load_definitions(self.config)
         if self._sources:
             self.definitions = self.definitions.with_sources(self._sources)
-        self.store = OnlineStore(open_backend(self.config.online), self.config.project)
+        self._log = ErasureLog(self.config.erasures, self.config.project)
+        self.store = OnlineStore(open_backend(self.config.online), self.config.project, erasures=self._log.load)
 
     # History's engines and files are loaded and opened when they are first asked for: a server reads without them.
 
@@ -66,13 +92,13 @@ class FeatureLayer:
     def _engine(self) -> DuckDBEngine:
         from feature_store.engines.duckdb.engine import DuckDBEngine
 
-        return DuckDBEngine(self.config.root, self.config.memory_limit)
+        return DuckDBEngine(self.config.root, self.config.memory_limit, self._log.load)
 
     @cached_property
     def _history(self) -> Engine | DistributedEngine:
         from feature_store.engines.open import open_engine
 
-        return open_engine(self.config) if self.config.engine != "duckdb" else self._engine
+        return self._engine if self.config.engine == "duckdb" else open_engine(self.config, self._log.load)
 
     def close(self) -> None:
         """Frees the engines. The online store's file stays open for other layers of this process."""
@@ -135,17 +161,31 @@ class FeatureLayer:
         request = self._request(features, full_feature_names)
         spine = read_spine(entity_df)
         return write_training_set(
-            request, spine, self._history, self.config.root, Path(path), self.clock.now(), knowledge_time
+            request,
+            spine,
+            self._history,
+            self.config.root,
+            Path(path),
+            self.clock.now(),
+            knowledge_time,
+            erasures=self._log.load,
         )
 
     def rebuild_training_set(self, manifest: str | os.PathLike[str], path: str | os.PathLike[str]) -> TrainingSet:
         """Makes a training set again from its manifest, in another folder; the bytes are the same, or it raises
-        TrainingSetError that says what changed: definitions, a source's files, the spine, or the versions used.
+        TrainingSetError that says what changed: definitions, a source's files, the spine, what was erased, or the
+        versions used.
         """
         from feature_store.retrieval.training_set import rebuild_training_set
 
         return rebuild_training_set(
-            Path(manifest), self.definitions, self._history, self.config.root, Path(path), self.clock.now()
+            Path(manifest),
+            self.definitions,
+            self._history,
+            self.config.root,
+            Path(path),
+            self.clock.now(),
+            self._log.load,
         )
 
     # -- serving ------------------------------------------------------------------------------------------------
@@ -203,8 +243,9 @@ class FeatureLayer:
         """Writes rows of a plain view, as an Arrow table or as a few mappings; says how many entities.
 
         Columns have the source's names. Of one entity the newer event time wins, then the newer created time, whatever
-        comes first and whoever else writes. Raises RequestError for rows that do not fit the view, and for a windowed
-        view: its values are folded from raw events, which `append_events` takes.
+        comes first and whoever else writes; rows at or below an erasure are left out, which is logged. Raises
+        RequestError for rows that do not fit the view, and for a windowed view: its values are folded from raw events,
+        which `append_events` takes.
         """
         stored = self.definitions.stored_view(view)
         if isinstance(stored, WindowedView):
@@ -244,6 +285,41 @@ class FeatureLayer:
         ]
         done = append(batches, now, Position(partition, offset))
         return {view.name: one for view, one in zip(filled, done, strict=True)}
+
+    # -- erasing ------------------------------------------------------------------------------------------------
+
+    def erase(self, keys: Mapping[str, Any]) -> ErasureReport:
+        """Erases an entity, given by join keys and their values (or the values' text): its records that are known by
+        now have no part in any answer from here on, in every view that has these keys among its join keys.
+
+        The erasure is written down first, for ever, in a file beside the registry; then what the online store holds
+        goes. The sources' files stay as they are. What comes later is a new entity's. Twice is as good as once.
+
+        Raises UnknownName or RequestError for keys that no view has or values that are none of theirs, and
+        ErasureLogError: then nothing is erased. ErasureIncomplete where only the online store still holds something.
+        """
+        texts = {name: key_text(name, value) for name, value in keys.items()}
+        views = self.definitions.keyed_by(texts)
+        erasure = Erasure(self.config.project, texts, self.clock.now(), self._positions(views))
+        self._log.append(erasure)
+        entities: dict[str, int] = {}
+        problems: dict[str, IsochronError] = {}
+        for view in views:
+            try:
+                entities[view.name] = erase(self.store.view(view), erasure)
+            except IsochronError as error:
+                problems[view.name] = error
+        if problems:
+            raise ErasureIncomplete(problems)
+        return ErasureReport(erasure.erased_at, entities)
+
+    def _positions(self, views: Sequence[StoredView]) -> dict[str, Positions]:
+        """The log positions that the online store has folded, by view; of one that it does not serve none."""
+        found = {}
+        for view in views:
+            with contextlib.suppress(StoreNotReady, StoreError, CorruptState):
+                found[view.name] = self.store.view(view).generations.current().partitions
+        return found
 
     def _request(self, features: Any, full_feature_names: bool) -> Any:
         if not isinstance(features, str) and hasattr(features, "feature_view_projections"):

@@ -85,11 +85,14 @@ class PushRequest(_Strict):
 
 
 class PushedView(_Strict):
-    """What a push did to a windowed view: rows `applied`, rows `repeated` (applied before), and the `next` offset."""
+    """What a push did to a windowed view: rows `applied`, rows `repeated` (applied before), the `next` offset, and rows
+    of `erased` entities, left out.
+    """
 
     applied: int
     repeated: int
     next: int
+    erased: int
 
 
 class WrittenView(_Strict):

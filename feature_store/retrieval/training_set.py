@@ -9,7 +9,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_store.definitions.erasure import Erasure, Erasures, LoadErasures, no_erasures, values_in
 from feature_store.definitions.repository import Definitions, Request
 from feature_store.definitions.view import FeatureRef
 from feature_store.engines.engine import DistributedEngine, Engine
@@ -49,7 +50,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     `features` are the references in column order (`service` names the service that listed them); `definitions` is the
     fingerprint of every view behind them, `plan` that of the stages; `commit` is the repository's git commit (None
     where it is not under git) and `uncommitted` whether its tracked files differed; `sources` holds the files read of
-    each source; `spine` and `data` are the SHA-256 of the two Parquet files beside the manifest.
+    each source; `spine` and `data` are the SHA-256 of the two Parquet files beside the manifest. `erasures` counts
+    those that left out records of these features' views.
     """
 
     format: int = FORMAT
@@ -70,6 +72,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     versions: dict[str, str]
     made_at: str
+    erasures: int = 0
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -110,21 +113,25 @@ def write_training_set(
     made_at: int,
     knowledge_time: bool = False,
     expected: Manifest | None = None,
+    erasures: LoadErasures = no_erasures,
 ) -> TrainingSet:
-    """Writes the folder `path` with the rows, the spine and the manifest; it is there whole or not at all.
+    """Writes the folder `path` with the rows, the spine and the manifest; it is there whole or not at all. `erasures`
+    are the engine's.
 
-    Raises TrainingSetError where the folder exists already, where a source's file changed while it was read, or where
-    the bytes are not those of the `expected` manifest.
+    Raises TrainingSetError where the folder exists already, where a source's file changed or an entity was erased while
+    it was read, or where the bytes are not those of the `expected` manifest.
     """
     commit, uncommitted = _git_state(root)
     with _new_folder(path) as folder:
         # Read back, so that a rebuild, which has this file only, begins with the same types.
         spine = pq.read_table(write_parquet(spine, folder / SPINE))
-        sources = _snapshot(request, root)
+        sources, erased = _snapshot(request, root), _touching(request, erasures())
         rows, columns = _write_rows(HistoricalFeatures(request, spine, engine, knowledge_time), folder / DATA)
         if (after := _snapshot(request, root)) != sources:
             changed = [name for name in sources if after[name] != sources[name]]
             raise TrainingSetError(f"source '{changed[0]}' changed while it was read; run it again.")
+        if _touching(request, erasures()) != erased:
+            raise TrainingSetError("an entity of these features was erased while they were read; run it again.")
         manifest = Manifest(
             project=request.definitions.project,
             service=request.service,
@@ -143,22 +150,40 @@ def write_training_set(
             engine=type(engine).__name__,
             versions=_versions(),
             made_at=iso(made_at),
+            erasures=len(erased),
         )
         if expected is not None:
-            _check_same(expected, manifest)
+            _check_same(expected, manifest, erased[expected.erasures :])
         (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     return TrainingSet(path, manifest)
 
 
-def _check_same(expected: Manifest, made: Manifest) -> None:
-    """Raises TrainingSetError where the rebuilt bytes differ, with what was used then and is not now."""
+def _touching(request: Request, erasures: Erasures) -> list[Erasure]:
+    """The erasures that leave out records of a request's views, in order."""
+    views = [view.keys for view, _ in request.by_view()]
+    return [e for e in erasures.log if any(values_in(e.keys, keys) is not None for keys in views)]
+
+
+def _check_same(expected: Manifest, made: Manifest, erased: Sequence[Erasure]) -> None:
+    """Raises TrainingSetError where the rebuilt bytes differ, with what was used then and is not now, and what was
+    `erased` since.
+    """
     if (made.data, made.rows, made.plan) == (expected.data, expected.rows, expected.plan):
         return
     then, now = {"engine": expected.engine, **expected.versions}, {"engine": made.engine, **made.versions}
     other = [f"{name} {value} (now {now.get(name)})" for name, value in then.items() if now.get(name) != value]
+    since = f"; {_said(erased)}" if erased else ""
     raise TrainingSetError(
-        f"the rebuilt rows are not the manifest's bytes; what made them then: {', '.join(other) or 'the same as now'}."
+        f"the rebuilt rows are not the manifest's bytes{since}; what made them then: "
+        f"{', '.join(other) or 'the same as now'}."
     )
+
+
+def _said(erased: Sequence[Erasure]) -> str:
+    """Erasures in words, without whom they erased."""
+    keys = ", ".join(sorted({" and ".join(erasure.keys) for erasure in erased}))
+    last = iso(max(erasure.erased_at for erasure in erased))
+    return f"erased since: {len(erased)} by {keys}, the last at {last}, whose records no training set has any more"
 
 
 def _versions() -> dict[str, str]:
@@ -174,11 +199,12 @@ def rebuild_training_set(
     root: Path,
     path: Path,
     made_at: int,
+    erasures: LoadErasures = no_erasures,
 ) -> TrainingSet:
     """Makes a training set again from its manifest (the spine lies beside it) and checks that the bytes are the same.
 
     Raises TrainingSetError that says what differs: the definitions, a source's file, the spine, or at last the bytes
-    (then with the packages whose versions differ).
+    (then with what was erased since, and the packages whose versions differ).
     """
     manifest_file = manifest_file / MANIFEST if manifest_file.is_dir() else manifest_file
     manifest = Manifest.load(manifest_file)
@@ -188,7 +214,7 @@ def rebuild_training_set(
     request = _same_request(manifest, definitions)
     _check_sources(manifest, _snapshot(request, root))
     return write_training_set(
-        request, pq.read_table(spine_file), engine, root, path, made_at, manifest.knowledge_time, manifest
+        request, pq.read_table(spine_file), engine, root, path, made_at, manifest.knowledge_time, manifest, erasures
     )
 
 

@@ -420,7 +420,7 @@ class TestWriting:
             body = {"push_source_name": "transaction_events", "df": event, "offset": 7}
             for applied, repeated in ((1, 0), (0, 1)):
                 told = served.client.post("/push", json=body).json()["views"]["customer_spend"]
-                assert told == {"applied": applied, "repeated": repeated, "next": 8}
+                assert told == {"applied": applied, "repeated": repeated, "next": 8, "erased": 0}
             assert served.columns(ask)["count_amount_86400s"][0] == before + 1
 
 

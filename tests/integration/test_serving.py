@@ -400,7 +400,10 @@ class TestPush:
         served.clock.set(OPENED + HOUR)
         pushed = served.push(an_event(fraud_data, event))
         assert PushResponse.model_validate_json(pushed.content).model_dump() == {
-            "views": {name: {"applied": 1, "repeated": 0, "next": 1} for name in ("customer_recent", "customer_spend")}
+            "views": {
+                name: {"applied": 1, "repeated": 0, "next": 1, "erased": 0}
+                for name in ("customer_recent", "customer_spend")
+            }
         }
         assert counted(served, event) == before
         assert counted(served, event + 1) == before + 1
@@ -416,6 +419,7 @@ class TestPush:
             "applied": 1,
             "repeated": 0,
             "next": 42,
+            "erased": 0,
         }
         served.clock.advance(SECOND)
         served.score()
@@ -423,6 +427,7 @@ class TestPush:
             "applied": 0,
             "repeated": 1,
             "next": 42,
+            "erased": 0,
         }
         served.score()
         first, second = served.decisions()
@@ -433,7 +438,7 @@ class TestPush:
         before = counted(served)
         assert served.push(rows.slice(0, 1), offset=0).status_code == 200
         done = served.push(rows, offset=0).json()["views"]["customer_spend"]
-        assert done == {"applied": 1, "repeated": 1, "next": 2}
+        assert done == {"applied": 1, "repeated": 1, "next": 2, "erased": 0}
         served.clock.advance(2 * SECOND)
         assert counted(served) == before + 2
 

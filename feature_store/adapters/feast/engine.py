@@ -15,7 +15,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 
 from feature_store.adapters.feast.compile import compile_view
 from feature_store.adapters.feast.online_store import check_views
-from feature_store.adapters.feast.settings import online_store
+from feature_store.adapters.feast.settings import erasures, online_store
 from feature_store.clock import SystemClock
 from feature_store.definitions.view import PlainView
 from feature_store.engines.duckdb.engine import DuckDBEngine
@@ -84,7 +84,8 @@ class IsochronEngine(ComputeEngine):
         past, so the start is not used); of a plain view the rows from start to end are written, the newer winning.
         """
         tasks = [tasks] if isinstance(tasks, MaterializationTask) else tasks
-        engine = DuckDBEngine(self._root, self.repo_config.offline_store.memory_limit)
+        memory_limit = self.repo_config.offline_store.memory_limit
+        engine = DuckDBEngine(self._root, memory_limit, erasures(self.repo_config))
         try:
             return [self._run(engine, task) for task in tasks]
         finally:

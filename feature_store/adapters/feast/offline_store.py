@@ -28,7 +28,7 @@ from feature_store.adapters.feast.pull import Pull, all_rows, file_source, lates
 from feature_store.adapters.feast.refusal import refusing
 from feature_store.adapters.feast.registry import definitions_of
 from feature_store.adapters.feast.retrieval_job import HistoricalJob, TableJob
-from feature_store.adapters.feast.settings import engine_config, local_path, root_of
+from feature_store.adapters.feast.settings import engine_config, erasures, local_path, root_of
 from feature_store.clock import SystemClock
 from feature_store.definitions.repository import Definitions, Request
 from feature_store.definitions.source import Source
@@ -110,7 +110,7 @@ class IsochronOfflineStore(OfflineStore):
         """
         columns = join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column
         pull = _pull(data_source, *columns, start_date, end_date)
-        return TableJob(config, partial(latest_rows, pull, engine_config(config)))
+        return TableJob(config, partial(latest_rows, pull, engine_config(config), erasures(config)))
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -123,7 +123,7 @@ class IsochronOfflineStore(OfflineStore):
         start_date: dt.datetime | None = None,
         end_date: dt.datetime | None = None,
     ) -> RetrievalJob:
-        """All rows from start to end, both included, where they are given.
+        """All rows from start to end, both included, where they are given, but for those of erased entities.
 
         Of files that Feast had stored itself (saved datasets, logs) every column comes, in the files' order, for Feast
         asks for fewer than it stored; and every row of a saved dataset, for one that was overwritten still has the
@@ -131,7 +131,7 @@ class IsochronOfflineStore(OfflineStore):
         """
         columns = join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column
         pull = _pull(data_source, *columns, start_date, end_date)
-        return TableJob(config, partial(all_rows, pull, root_of(config)))
+        return TableJob(config, partial(all_rows, pull, root_of(config), erasures(config)))
 
     # -- writing ------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ from feast.repo_config import RepoConfig
 from feast.type_map import feast_value_type_to_python_type
 
 from feature_store.adapters.feast.registry import Registered, registered
-from feature_store.adapters.feast.settings import online_store, root_of
+from feature_store.adapters.feast.settings import erasures, online_store, root_of
+from feature_store.definitions.erasure import LoadErasures
 from feature_store.definitions.repository import Definitions, Request
 from feature_store.definitions.types import ValueType
 from feature_store.engines.duckdb.engine import DuckDBEngine
@@ -177,9 +178,8 @@ class Requests:
                     f"Enable it with `feast feature-views enable {name}` or set enabled=True."
                 )
         limit = getattr(config.offline_store, "memory_limit", None)
-        return Asked(
-            Prepared(request, online_store(config)), now, partial(_history, root_of(config), limit, os.getpid())
-        )
+        history = partial(_history, root_of(config), limit, erasures(config), os.getpid())
+        return Asked(Prepared(request, online_store(config)), now, history)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,11 +213,11 @@ def _newest(ref: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _history(root: Path, memory_limit: str | None, process: int) -> DuckDBEngine:
+def _history(root: Path, memory_limit: str | None, erasures: LoadErasures, process: int) -> DuckDBEngine:
     """The engine that answers times the store no longer holds, one a repository and process: opening it costs more
     than a read.
     """
-    return DuckDBEngine(root, memory_limit)
+    return DuckDBEngine(root, memory_limit, erasures)
 
 
 def _plain_values(values: Any) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
@@ -15,13 +16,15 @@ from feast.data_source import DataSource, PushSource
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
 
 from feature_store.config import RepoConfig
+from feature_store.definitions.columns import typed
+from feature_store.definitions.erasure import Erasures, LoadErasures, left_out, when_known
 from feature_store.definitions.source import Source
 from feature_store.definitions.types import ValueType, of_arrow
 from feature_store.definitions.view import Field, PlainView
 from feature_store.engines.duckdb.engine import DuckDBEngine
 from feature_store.errors import SourceError
 from feature_store.stores.offline.parquet import ParquetFiles, open_source
-from feature_store.timestamps import DAY, END, SECOND, arrow_timestamps
+from feature_store.timestamps import BEGINNING, DAY, END, SECOND, arrow_timestamps
 
 _UNIT = {"s": SECOND, "ms": 1_000, "us": 1}
 _INT64 = -(2**63), 2**63 - 1
@@ -73,8 +76,9 @@ class Pull:
         return {name: files.physical_column(column, "a pull") for name, column in physical.items()}
 
 
-def all_rows(pull: Pull, root: Path) -> pa.Table:
-    """Every row in the range, in the order of the files and of their rows, in the files' own types.
+def all_rows(pull: Pull, root: Path, erasures: LoadErasures) -> pa.Table:
+    """Every row in the range, in the order of the files and of their rows, in the files' own types; without those of
+    erased entities, but for stored files: what was derived and kept is nobody's log.
 
     Raises SourceError for a missing file or column, files of different types, or a time column that is no time.
     """
@@ -86,12 +90,13 @@ def all_rows(pull: Pull, root: Path) -> pa.Table:
     tables = [_read(pull, file, here, fields) for file, here in zip(kept.files, kept.schemas, strict=True)]
     metadata = files.schemas[0].metadata if pull.stored else None
     rows = pa.concat_tables([_cast(table, schema) for table in tables]).combine_chunks()
+    rows = rows if pull.stored else _without_erased(pull, rows, fields, erasures())
     return (rows if pull.stored else _with_dummy_key(pull, rows)).replace_schema_metadata(metadata)
 
 
-def latest_rows(pull: Pull, config: RepoConfig) -> pa.Table:
+def latest_rows(pull: Pull, config: RepoConfig, erasures: LoadErasures) -> pa.Table:
     """The newest row of each key in the range, in the order of keys, in the files' own types; times are floored to
-    microseconds.
+    microseconds. Rows of erased entities are left out.
 
     Newest by event time, then by created time, then by the values, as in history and online: the same row whatever
     the order of files. Rows without a key or a time are of nobody and left out.
@@ -99,7 +104,7 @@ def latest_rows(pull: Pull, config: RepoConfig) -> pa.Table:
     files = open_source(pull.source, config.root)
     fields = pull.fields(files)
     _time_field(pull, fields[pull.time])
-    names = {name: pull.source.field_mapping.get(field.name, field.name) for name, field in fields.items()}
+    names = _mapped(pull, fields)
     view = PlainView(
         name=pull.source.name,
         keys=tuple(_typed_field(pull, names[key], fields[key]) for key in pull.keys if key != DUMMY_ENTITY_ID),
@@ -110,7 +115,7 @@ def latest_rows(pull: Pull, config: RepoConfig) -> pa.Table:
         ),
         source=pull.source,
     )
-    engine = DuckDBEngine(config.root, config.memory_limit)
+    engine = DuckDBEngine(config.root, config.memory_limit, erasures)
     try:
         end = END if pull.end is None else pull.end
         rows = engine.newest_rows(view, pull.start, end, end)
@@ -119,6 +124,30 @@ def latest_rows(pull: Pull, config: RepoConfig) -> pa.Table:
     names |= {pull.time: "__time"} | ({pull.created: "__created"} if pull.created else {})
     arrays = {name: _restored(rows[names[name]], field.type) for name, field in fields.items()}
     return _with_dummy_key(pull, pa.table(arrays))
+
+
+def _mapped(pull: Pull, fields: dict[str, pa.Field]) -> dict[str, str]:
+    """The views' names of the columns, by the names they were asked for."""
+    return {name: pull.source.field_mapping.get(field.name, field.name) for name, field in fields.items()}
+
+
+def _without_erased(pull: Pull, rows: pa.Table, fields: dict[str, pa.Field], erasures: Erasures) -> pa.Table:
+    if not erasures.log:
+        return rows
+    mapped = _mapped(pull, fields)
+    keys = {name: _typed_field(pull, mapped[name], fields[name]) for name in pull.keys if name != DUMMY_ENTITY_ID}
+    columns = {key.name: typed(rows[name], key.type, f"column '{name}'") for name, key in keys.items()}
+    times, created = (_micros(rows, name) for name in (pull.time, pull.created))
+    gone = left_out(erasures.of(tuple(keys.values())), pa.table(columns), when_known(times, created, 0))
+    return rows.filter(pa.array(~gone))
+
+
+def _micros(rows: pa.Table, name: str | None) -> np.ndarray:
+    """A column of times in microseconds, BEGINNING where null or where there is no such column."""
+    if name is None:
+        return np.full(len(rows), BEGINNING)
+    column = typed(rows[name], ValueType.TIMESTAMP, f"column '{name}'")
+    return np.asarray(column.view(pa.int64()).fill_null(BEGINNING))
 
 
 def _stored_fields(pull: Pull, files: ParquetFiles) -> dict[str, pa.Field]:

@@ -19,7 +19,7 @@ from feast.repo_config import RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 
 from feature_store.adapters.feast.saved_dataset import location_of, saving, write_folder
-from feature_store.adapters.feast.settings import engine_config, local_path
+from feature_store.adapters.feast.settings import engine_config, erasures, local_path
 from feature_store.definitions.repository import Request
 from feature_store.engines.open import open_engine
 from feature_store.engines.spine import EVENT_TIMESTAMP, TimeRange, check_spine
@@ -112,7 +112,7 @@ class HistoricalJob(TableJob):
 
     @contextmanager
     def _features(self) -> Iterator[HistoricalFeatures]:
-        engine = open_engine(engine_config(self._config))
+        engine = open_engine(engine_config(self._config), erasures(self._config))
         try:
             yield HistoricalFeatures(self._request, self._entity_df, engine, self._knowledge_time, inputs=True)
         finally:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from feast.repo_config import RepoConfig as FeastConfig
 
-from feature_store.config import OnlineConfig, RepoConfig, online_config
+from feature_store.config import OnlineConfig, RepoConfig, erasures_beside, online_config
+from feature_store.definitions.erasure import LoadErasures
 from feature_store.errors import SourceError
+from feature_store.stores.erasure_log import ErasureLog
 from feature_store.stores.online.open import open_backend
 from feature_store.stores.online.store import OnlineStore
 
@@ -43,11 +45,22 @@ def engine_config(config: FeastConfig) -> RepoConfig:
 
 
 @lru_cache(maxsize=8)
-def _store(online: OnlineConfig, project: str, process: int) -> OnlineStore:
-    return OnlineStore(open_backend(online), project)
+def _log(path: Path, project: str) -> ErasureLog:
+    return ErasureLog(path, project)
+
+
+def erasures(config: FeastConfig, project: str | None = None) -> LoadErasures:
+    """The erasures of a configuration's project, or of another one in its registry."""
+    return _log(erasures_beside(root_of(config) / str(config.registry.path)), project or config.project).load
+
+
+@lru_cache(maxsize=8)
+def _store(online: OnlineConfig, project: str, erasures: LoadErasures, process: int) -> OnlineStore:
+    return OnlineStore(open_backend(online), project, erasures=erasures)
 
 
 def online_store(config: FeastConfig, project: str | None = None) -> OnlineStore:
     """The online store of a configuration, one a place, project and process: what it learns of its views is kept."""
     settings = online_config(root_of(config), config.online_store.model_dump())
-    return _store(settings, project or config.project, os.getpid())
+    project = project or config.project
+    return _store(settings, project, erasures(config, project), os.getpid())

@@ -131,7 +131,7 @@ class PlainOnline(OnlineView):
         return len(entities)
 
     def _leaving_out(self, write: Callable[[Erasures], Done]) -> Done:
-        """Makes a write that leaves out what is erased, again where that changed meanwhile: twice is as good as once."""
+        """Makes a write that leaves out what is erased, and again where that changed meanwhile: twice does no harm."""
         while True:
             erasures = self.erasures()
             with contextlib.suppress(_ErasedMeanwhile):
@@ -144,7 +144,7 @@ class PlainOnline(OnlineView):
         created = table[CREATED].combine_chunks().cast(pa.int64()).fill_null(BEGINNING)
         known = when_known(np.asarray(table[TIME]), np.asarray(created), self.view.source.delay)
         gone = left_out(erased, table, known)
-        self._say(np.count_nonzero(gone))
+        self._say(int(np.count_nonzero(gone)))
         return table.filter(pa.array(~gone))
 
     def _few_without_erased(self, few: Sequence[_Few], erasures: Erasures) -> Sequence[_Few]:
