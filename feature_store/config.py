@@ -128,9 +128,16 @@ def online_config(root: Path, online: Mapping[str, Any]) -> OnlineConfig:
         raise ConfigError(f"online_store timeout must be a number of seconds, above 0 and up to 3600, not {timeout!r}.")
     return OnlineConfig(
         backend,
-        root / (online.get("path") or OnlineConfig.path),
+        root / _text(online, "path", OnlineConfig.path),
         redis_type,
         online.get("connection_string") or "localhost:6379",
-        online.get("sentinel_master") or OnlineConfig.sentinel_master,
+        _text(online, "sentinel_master", OnlineConfig.sentinel_master),
         float(timeout),
     )
+
+
+def _text(online: Mapping[str, Any], name: str, default: str | Path) -> str:
+    value = online.get(name) or default
+    if not isinstance(value, str | Path):
+        raise ConfigError(f"online_store {name} must be text, not {value!r}.")
+    return str(value)

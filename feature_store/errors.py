@@ -133,12 +133,13 @@ class StoreDenied(StoreError):
 
 
 class StoreFull(StoreError):
-    """The online store has no room: what was being written was not."""
+    """The online store has no room: it took nothing, or of a write in several parts not all of them."""
 
     def __init__(self, where: str, limit: str) -> None:
         self.where = where
         super().__init__(
-            f"the online store at {where} is full ({limit}); nothing of this write was kept. Give it room."
+            f"the online store at {where} is full ({limit}); not all of this write was taken. Give it room, and write "
+            "it again: rows of a plain view, and events with their offset, count once."
         )
 
 

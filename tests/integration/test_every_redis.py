@@ -100,7 +100,9 @@ def test_a_few_thousand_keys_are_written_read_found_and_deleted(backend: Backend
     assert online.write(suite.plain_table(view, rows), NOON) == 3_000
     read = online.read(["whole"], [encoded(view, (c,)) for c in range(3_001)], np.full(3_001, NOON))
     assert read.values["whole"].to_pylist() == [*range(3_000), None]
-    tail = online.generations.space(1).tail(b"P")
+    space = online.generations.space(1)
+    tail = space.tail(b"P")
     assert len(set(backend.scan(tail))) == 3_000
+    assert {*backend.scan(tail, space.tail(b"B"), b"none")} == {*backend.scan(tail), *space.buckets}
     backend.delete(backend.scan(tail))
     assert list(backend.scan(tail)) == []

@@ -118,7 +118,7 @@ def test_teardown_takes_this_projects_values_and_no_others(repo: Path) -> None:
 
 
 def _keys(store: OnlineStore, project: str) -> list[bytes]:
-    return [key for tail in project_tails(project) for key in store.backend.scan(tail)]
+    return list(store.backend.scan(*project_tails(project)))
 
 
 PUSH = """

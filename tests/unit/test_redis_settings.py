@@ -162,6 +162,8 @@ def test_a_cluster_has_one_database() -> None:
         ({"backend": "redis", "timeout": None}, "timeout must be"),
         ({"backend": "redis", "timeout": float("nan")}, "timeout must be"),
         ({"backend": "redis", "timeout": float("inf")}, "timeout must be"),
+        ({"path": 5}, "path must be text, not 5"),
+        ({"backend": "redis", "sentinel_master": ["m"]}, "sentinel_master must be text"),
     ],
 )
 def test_entries_that_cannot_be_used_are_refused(entries: dict[str, Any], message: str) -> None:

@@ -68,8 +68,8 @@ class Backend(Protocol):
         """
         ...
 
-    def scan(self, tail: bytes) -> Iterator[bytes]:
-        """The keys whose tails start with these bytes, each at least once."""
+    def scan(self, *tails: bytes) -> Iterator[bytes]:
+        """The keys whose tails start with any of these bytes, each at least once; looked for in one go."""
         ...
 
     def delete(self, keys: Iterator[bytes]) -> None:

@@ -76,22 +76,22 @@ class EmbeddedBackend:
                 return [None] * len(writes)
             return [[_change(transaction, change) for change in write.changes] for write in writes]
 
-    def scan(self, tail: bytes) -> Iterator[bytes]:
-        """The keys whose tails start with these bytes, as they were when the scan began."""
+    def scan(self, *tails: bytes) -> Iterator[bytes]:
+        """The keys whose tails start with any of these bytes, as they were when the scan began."""
         if not self.exists():
             return
         with self._refusing(), self._environment().begin() as transaction:
             cursor = transaction.cursor()
-            # A range for each tag in use: after the last key of one, the next key names the next.
+            # Ranges for each tag in use: the first key behind those of one names the next.
             more = cursor.first()
             while more:
                 tag = cursor.key()[:TAG_LENGTH]
-                more = cursor.set_range(tag + tail)
-                while more and cursor.key().startswith(tag + tail):
-                    yield cursor.key()
-                    more = cursor.next()
-                if more and cursor.key()[:TAG_LENGTH] == tag:
-                    more = cursor.set_range(_after(tag))
+                for tail in tails:
+                    within = cursor.set_range(tag + tail)
+                    while within and cursor.key().startswith(tag + tail):
+                        yield cursor.key()
+                        within = cursor.next()
+                more = cursor.set_range(_after(tag))
 
     def delete(self, keys: Iterable[bytes]) -> None:
         """Deletes keys."""

@@ -65,15 +65,14 @@ class _Erasing:
         """The entities with these key values, by the place of each among the view's join keys."""
         width, seen = len(self.online.generations.view.keys), set()
         for space, _ in self._spaces():
-            for kind in self.online.kinds:
-                for key in self.online.backend.scan(space.tail(kind)):
-                    entity = space.entity_in(key)
-                    held = entity_values(entity)
-                    if held is None or len(held) != width:
-                        self.unreadable.add(entity)
-                    elif entity not in seen and all(held[place] == value for place, value in values.items()):
-                        seen.add(entity)
-                        yield entity
+            for key in self.online.backend.scan(*map(space.tail, self.online.kinds)):
+                entity = space.entity_in(key)
+                held = entity_values(entity)
+                if held is None or len(held) != width:
+                    self.unreadable.add(entity)
+                elif entity not in seen and all(held[place] == value for place, value in values.items()):
+                    seen.add(entity)
+                    yield entity
 
     def take(self, entities: Iterator[bytes] | Sequence[bytes]) -> None:
         """Takes these entities' values away, and raises the fences of their buckets: a write a bucket."""

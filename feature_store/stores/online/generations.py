@@ -17,7 +17,7 @@ import msgspec
 from feature_store.definitions.view import StoredView
 from feature_store.errors import BootstrapSuperseded, CorruptState
 from feature_store.stores.online.backend import DELETE, SET, Backend, Change, Write, settle
-from feature_store.stores.online.keys import BUCKETS, KINDS, Keyspace, claim_key, generation_key, views_key
+from feature_store.stores.online.keys import BUCKETS, Keyspace, claim_key, generation_key, views_key
 from feature_store.stores.online.records import Bucket, Generation, merged, read_bucket, read_generation
 from feature_store.timestamps import END
 
@@ -126,9 +126,7 @@ class Generations:
 
     def _numbers(self) -> Iterator[int]:
         space = self.space(0)
-        for kind in KINDS:
-            for key in self.backend.scan(space.every_generation(kind)):
-                yield space.number_in(key)
+        return map(space.number_in, self.backend.scan(*space.every_generation()))
 
     def publish(self, space: Keyspace, exact_from: int, cut: int) -> None:
         """Lets readers change over to a generation that is filled now, and deletes all others.
@@ -211,9 +209,8 @@ def forget(backend: Backend, project: str, view: str) -> None:
 
 def delete_generations(backend: Backend, space: Keyspace, which: Callable[[int], bool]) -> None:
     """Deletes the values of those generations of a view whose number `which` says yes to."""
-    for kind in KINDS:
-        keys = backend.scan(space.every_generation(kind))
-        backend.delete(key for key in keys if which(space.number_in(key)))
+    keys = backend.scan(*space.every_generation())
+    backend.delete(key for key in keys if which(space.number_in(key)))
 
 
 def _claimed(record: bytes | None) -> int:

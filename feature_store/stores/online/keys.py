@@ -139,13 +139,16 @@ class Keyspace:
     view: str
     generation: int
 
-    def every_generation(self, kind: bytes) -> bytes:
-        """What the tails of keys of a kind start with, in all generations of the view."""
-        return VERSION + kind + _name(self.project) + _name(self.view)
+    def every_generation(self) -> list[bytes]:
+        """What the tails of the view's keys start with, in all its generations, for every kind."""
+        return [self._named(kind) for kind in KINDS]
 
     def tail(self, kind: bytes) -> bytes:
         """What the tails of keys of a kind start with, in this generation."""
-        return self.every_generation(kind) + struct.pack(">I", self.generation)
+        return self._named(kind) + struct.pack(">I", self.generation)
+
+    def _named(self, kind: bytes) -> bytes:
+        return VERSION + kind + _name(self.project) + _name(self.view)
 
     def entity_in(self, key: bytes) -> bytes:
         """The entity that an entity's key carries, or its hash: what follows the generation."""
@@ -153,7 +156,7 @@ class Keyspace:
 
     def number_in(self, key: bytes) -> int:
         """The generation that a key of this view carries."""
-        at = TAG_LENGTH + len(self.every_generation(b"B"))
+        at = TAG_LENGTH + len(self._named(b"B"))
         return int.from_bytes(key[at : at + 4], "big")
 
     @cached_property

@@ -70,7 +70,5 @@ class OnlineStore:
 
     def delete_project(self) -> None:
         """Forgets every view of this project, and of no other."""
-        if not self.backend.exists():
-            return
-        for tail in project_tails(self.project):
-            self.backend.delete(self.backend.scan(tail))
+        if self.backend.exists():
+            self.backend.delete(self.backend.scan(*project_tails(self.project)))

@@ -133,18 +133,18 @@ class RedisBackend:
 
     # -- looking through ----------------------------------------------------------------------------------------
 
-    def scan(self, tail: bytes) -> Iterator[bytes]:
-        """The keys whose tails start with these bytes, each at least once. Looks at every key there is.
+    def scan(self, *tails: bytes) -> Iterator[bytes]:
+        """The keys whose tails start with any of these bytes, each at least once. Looks at every key there is, once.
 
         One that is interrupted begins anew. Keys that a Cluster moves from node to node meanwhile may be missed.
         """
-        pattern = b"?" * TAG_LENGTH + _literal(tail) + b"*"
+        pattern = b"?" * TAG_LENGTH + _covering(tails) + b"*"
         interrupted: Patience | None = None
         while True:
             try:
                 self._asking.learn(self._site.deadline)
                 for node in self._site.topology.masters():
-                    yield from self._scanned(node, pattern)
+                    yield from (key for key in self._scanned(node, pattern) if key.startswith(tails, TAG_LENGTH))
                 return
             except Overdue as failure:
                 raise self._site.refusal(failure) from failure
@@ -213,6 +213,11 @@ def _portion(calls: Iterator[Call]) -> Iterator[Call]:
         size += len(call.data)
         if size > _SENT:
             return
+
+
+def _covering(tails: Sequence[bytes]) -> bytes:
+    """A pattern that matches what starts with any of these tails, and wherever they differ more than that."""
+    return b"".join(_literal(bytes(here[:1])) if len(set(here)) == 1 else b"?" for here in zip(*tails, strict=False))
 
 
 def _literal(text: bytes) -> bytes:

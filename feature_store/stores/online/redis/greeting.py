@@ -17,8 +17,9 @@ from feature_store.stores.online.redis.settings import Address, Connection
 
 logger = logging.getLogger(__name__)
 
-#: The only policy under which Redis does not throw values away by itself.
-_POLICY = "noeviction"
+#: The policy under which Redis throws no values away by itself; what begins with the other spares keys that have no
+#: expiry, and ours have none.
+_POLICY, _SPARING = "noeviction", "volatile-"
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Greeting:
 
     def _check_policy(self, policy: str, address: Address) -> None:
         """A value that was thrown away would be read as none."""
-        if policy != _POLICY:
+        if policy != _POLICY and not policy.startswith(_SPARING):
             raise ConfigError(
                 f"Redis at {address[0]}:{address[1]} has maxmemory-policy {policy} and would throw features away when "
                 f"it is full; set maxmemory-policy {_POLICY}."
