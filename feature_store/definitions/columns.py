@@ -13,12 +13,19 @@ from feature_store.timestamps import arrow_micros
 LARGEST_EXACT = 2**53
 
 
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, as it lies where it is one already."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def typed(column: pa.ChunkedArray, wanted: ValueType, what: str) -> pa.Array:
     """A column as its declared type. Integers widen and narrow if every value fits; an all-null column is any type.
 
     Text is not parsed into numbers, nor numbers written as text: raises ColumnError.
     """
-    array = column.combine_chunks()
+    array = whole(column)
+    if array.type == wanted.arrow and wanted is not ValueType.TIMESTAMP:
+        return array
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), wanted.arrow)
     found = of_arrow(array.type)

@@ -114,6 +114,8 @@ def _moment(name: str, value: Any) -> int:
 def _physical(view: StoredView, rows: pa.Table, physical: str) -> pa.ChunkedArray:
     """A column by its name in the source's files; the rows may give it that name or the mapped one."""
     mapped = view.source.field_mapping.get(physical, physical)
+    if mapped == physical and (place := rows.schema.get_field_index(physical)) >= 0:
+        return rows.column(place)
     given = [name for name in dict.fromkeys((physical, mapped)) if rows.schema.get_field_index(name) >= 0]
     if len(given) == 2:
         raise RequestError(physical, f"is given twice, also as '{mapped}'; send one of them")
@@ -123,7 +125,7 @@ def _physical(view: StoredView, rows: pa.Table, physical: str) -> pa.ChunkedArra
 
 
 def _column(view: StoredView, rows: pa.Table, name: str, wanted: ValueType) -> pa.Array:
-    column = _physical(view, rows, view.source.physical(name))
+    column = _physical(view, rows, view.source.physical(name) if view.source.field_mapping else name)
     try:
         return typed(column, wanted, f"column '{name}'")
     except ColumnError as error:

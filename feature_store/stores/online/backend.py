@@ -7,7 +7,7 @@ store that fell back to older data are both noticed. A writer whose write was no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -59,9 +59,9 @@ class Backend(Protocol):
         """The same without holding up an event loop."""
         ...
 
-    def apply(self, writes: Sequence[Write], once: bool = False) -> list[list[int] | None]:
+    def apply(self, writes: Iterable[Write], once: bool = False) -> list[list[int] | None]:
         """Applies writes: for each None where a guard did not hold, else a result a change (the new length of what was
-        appended to, KEPT, REPLACED or UNDECIDED for a NEWER, 0 otherwise).
+        appended to, KEPT, REPLACED or UNDECIDED for a NEWER, 0 otherwise). A key is NEWER once in a write.
 
         Where an answer is lost, writes are made again: their guards tell whether they were made before. `once` does
         not, for writes that a second time would do harm: then whoever gets the error cannot know if they were made.

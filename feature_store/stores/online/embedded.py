@@ -66,15 +66,16 @@ class EmbeddedBackend:
         """The same: a look at mapped memory waits for nothing."""
         return self.get(keys)
 
-    def apply(self, writes: Sequence[Write], once: bool = False) -> list[list[int] | None]:
+    def apply(self, writes: Iterable[Write], once: bool = False) -> list[list[int] | None]:
         """Applies all writes, or none where a guard of any does not hold; then the others' results are None too."""
-        if not writes:
+        every = list(writes)
+        if not every:
             return []
         with self._refusing(), self._environment().begin(write=True) as transaction:
-            if not all(_holds(transaction, write) for write in writes):
+            if not all(_holds(transaction, write) for write in every):
                 transaction.abort()
-                return [None] * len(writes)
-            return [[_change(transaction, change) for change in write.changes] for write in writes]
+                return [None] * len(every)
+            return [[_change(transaction, change) for change in write.changes] for write in every]
 
     def scan(self, *tails: bytes) -> Iterator[bytes]:
         """The keys whose tails start with any of these bytes, as they were when the scan began."""

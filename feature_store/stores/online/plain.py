@@ -7,12 +7,20 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import repeat
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from feature_store.definitions.erasure import Erasures, LoadErasures, left_out, no_erasures, when_known
+from feature_store.definitions.erasure import (
+    NO_ERASURES,
+    Erasures,
+    LoadErasures,
+    left_out,
+    no_erasures,
+    when_known,
+)
 from feature_store.definitions.view import PlainView
 from feature_store.errors import BootstrapSuperseded, CorruptState
 from feature_store.stores.online.backend import NEWER, SET, UNDECIDED, Backend, Change, Write, settle
@@ -32,20 +40,23 @@ logger = logging.getLogger(__name__)
 
 Done = TypeVar("Done")
 
-_ONE = np.ones(1, bool)
+_ONE, _FIRST = np.ones(1, bool), np.zeros(1, np.int64)
 
 #: Rows written at once: what is held in memory, and how long the store is kept busy by one request, stay bounded.
 _CHUNK = 20_000
 
 #: Values offered in one write where its keys may be of any bucket.
-_OFFERED = 250
+_OFFERED = 128
 
 
 @dataclass
 class _Guards:
-    """The bucket records of one generation that writes were last guarded by, and the generation filled beside it."""
+    """The bucket records of one generation that writes were last guarded by, the generation filled beside it, and the
+    erasures that had been made when the last of them was read: a later one breaks those it matters to.
+    """
 
     number: int
+    erasures: Erasures
     records: dict[int, bytes] = field(default_factory=dict)
     successor: int = 0
 
@@ -57,6 +68,14 @@ class _Few:
     entity: bytes
     row: Row
     encoded: bytes
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Entities that are offered values in one write: their places, and their buckets."""
+
+    places: np.ndarray
+    buckets: list[int]
 
 
 class _ErasedMeanwhile(Exception):
@@ -73,7 +92,7 @@ class PlainOnline(OnlineView):
         self.view = view
         self._codec = RowCodec(view)
         self._chosen = lru_cache(maxsize=64)(self._codec.chosen)
-        self._guards = _Guards(0)
+        self._guards = _Guards(0, NO_ERASURES)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -118,7 +137,8 @@ class PlainOnline(OnlineView):
             by_entity.setdefault(one.entity, []).append(self._codec.stored(one.row))
         undecided: Iterable[bytes] = by_entity
         if len(by_entity) == len(few) and max((one.row.time for one in few), default=now) <= now:
-            undecided = self._offer(space, {one.entity: one.encoded for one in few}, erasures)
+            entities = list(by_entity)
+            undecided = self._offer(space, entities, lambda places: [few[place].encoded for place in places], erasures)
         if undecided:
             self._merge(space, undecided, by_entity, now, erasures)
         return len(by_entity)
@@ -132,10 +152,11 @@ class PlainOnline(OnlineView):
 
     def _leaving_out(self, write: Callable[[Erasures], Done]) -> Done:
         """Makes a write that leaves out what is erased, and again where that changed meanwhile: twice does no harm."""
+        erasures = self._guards.erasures
         while True:
-            erasures = self.erasures()
             with contextlib.suppress(_ErasedMeanwhile):
                 return write(erasures)
+            erasures = self._guards.erasures = self.erasures()
 
     def _without_erased(self, table: pa.Table, erasures: Erasures) -> pa.Table:
         erased = erasures.of(self.view.keys)
@@ -179,7 +200,7 @@ class PlainOnline(OnlineView):
         undecided: Iterable[bytes] = distinct
         # Several rows of an entity, and rows that wait, need a look at what is stored; the others go without one.
         if len(distinct) == len(entities) and not (np.asarray(table[TIME]) > now).any():
-            undecided = self._offer(space, dict(zip(entities, self._codec.encode_table(table), strict=True)), erasures)
+            undecided = self._offer(space, entities, self._codec.encoder(table), erasures)
         if undecided:
             self._merge(space, undecided, self._rows_by_entity(table, entities), now, erasures)
         return distinct
@@ -197,44 +218,62 @@ class PlainOnline(OnlineView):
         values = zip(*columns, strict=True) if columns else [()] * len(times)
         return [Row(t, c, tuple(v)) for t, c, v in zip(times, created, values, strict=True)]
 
-    def _offer(self, space: Keyspace, offered: dict[bytes, bytes], erasures: Erasures) -> list[bytes]:
-        """Offers each entity a value of one row, which the store takes if it is newer; those it could not decide on."""
-        pending = self._shares(offered)
+    def _offer(
+        self,
+        space: Keyspace,
+        entities: Sequence[bytes],
+        values: Callable[[np.ndarray], list[bytes]],
+        erasures: Erasures,
+    ) -> list[bytes]:
+        """Offers each entity a value of one row, which the store takes if it is newer; those it could not decide on.
+
+        `values` gives those of the entities at some places; entities differ.
+        """
+        pending = self._shares(entities)
         undecided: list[bytes] = []
         while pending:
-            guards = self._guarded(space, {bucket for share in pending for bucket in share.values()})
-            self._check(erasures)
-            outcomes = self.backend.apply([self._offers(space, share, guards, offered) for share in pending])
+            guards = self._guarded(space, {bucket for share in pending for bucket in share.buckets})
+            if guards.erasures is not erasures:
+                raise _ErasedMeanwhile
+            writes = (self._offers(space, share, guards, entities, values) for share in pending)
+            # Of several the next is made while the store looks at the one before.
+            outcomes = self.backend.apply(writes if len(pending) > 1 else list(writes))
             for share, outcome in zip(pending, outcomes, strict=True):
                 if outcome is not None and UNDECIDED in outcome:
-                    entities = list(share)
-                    undecided += {entities[i % len(entities)] for i, d in enumerate(outcome) if d == UNDECIDED}
+                    places = share.places.tolist()
+                    undecided += {entities[places[i % len(places)]] for i, d in enumerate(outcome) if d == UNDECIDED}
             pending = [share for share, outcome in zip(pending, outcomes, strict=True) if outcome is None]
             if pending:
-                self._guards = _Guards(0)
+                self._guards = _Guards(0, erasures)
                 space = self._still(space)
         return undecided
 
-    def _shares(self, offered: Iterable[bytes]) -> list[dict[bytes, int]]:
-        """The entities that are offered values in one write each, with their buckets."""
-        entities = list(offered)
+    def _shares(self, entities: Sequence[bytes]) -> list[_Share]:
+        """What is written in one write each: by bucket, for each bucket of a write has to be guarded."""
         buckets = buckets_of(entities)
-        if self.backend.one_place:
-            pairs = list(zip(entities, buckets, strict=True))
-            return [dict(pairs[low : low + _OFFERED]) for low in range(0, len(pairs), _OFFERED)]
-        shares: dict[int, dict[bytes, int]] = {}
-        for entity, bucket in zip(entities, buckets, strict=True):
-            shares.setdefault(bucket, {})[entity] = bucket
-        return list(shares.values())
+        if len(entities) < 2:
+            return [_Share(_FIRST, buckets)] if entities else []
+        numbers = np.array(buckets, np.int64)
+        order = np.argsort(numbers, kind="stable")
+        ascending = numbers[order]
+        starts = range(0, len(order), _OFFERED) if self.backend.one_place else _starts(ascending)
+        ends = [*starts[1:], len(order)]
+        return [_Share(order[a:b], ascending[a:b].tolist()) for a, b in zip(starts, ends, strict=True)]
 
-    def _offers(self, space: Keyspace, share: dict[bytes, int], guards: _Guards, offered: dict[bytes, bytes]) -> Write:
-        entities, buckets = list(share), list(share.values())
+    def _offers(
+        self,
+        space: Keyspace,
+        share: _Share,
+        guards: _Guards,
+        entities: Sequence[bytes],
+        values: Callable[[np.ndarray], list[bytes]],
+    ) -> Write:
+        offered, mine = values(share.places), [entities[place] for place in share.places.tolist()]
         changes: list[Change] = []
         for into in (space, *self._filled(guards.successor)):
-            keys = into.entities(b"P", entities, buckets)
-            changes += [(NEWER, key, offered[e]) for key, e in zip(keys, entities, strict=True)]
+            changes += zip(repeat(NEWER), into.entities(b"P", mine, share.buckets), offered, strict=False)
         records = guards.records
-        return Write([(space.buckets[bucket], records[bucket]) for bucket in dict.fromkeys(buckets)], changes)
+        return Write([(space.buckets[bucket], records[bucket]) for bucket in dict.fromkeys(share.buckets)], changes)
 
     def _filled(self, successor: int) -> list[Keyspace]:
         """The generation of that number, which is being filled beside the one written into; none for 0."""
@@ -242,15 +281,18 @@ class PlainOnline(OnlineView):
 
     def _guarded(self, space: Keyspace, buckets: Iterable[int]) -> _Guards:
         """What writes into these buckets are guarded by, read where it is not remembered."""
-        if self._guards.number != space.generation:
-            self._guards = _Guards(space.generation)
-        records = self._guards.records
+        guards = self._guards
+        if guards.number != space.generation:
+            guards = self._guards = _Guards(space.generation, self.erasures())
+        records = guards.records
         if missing := [bucket for bucket in buckets if bucket not in records]:
             found = self.backend.get([space.bucket(bucket) for bucket in missing])
             for bucket, record in zip(missing, found, strict=True):
-                self._guards.successor = max(self._guards.successor, read_bucket(record, self.view, bucket).successor)
+                guards.successor = max(guards.successor, read_bucket(record, self.view, bucket).successor)
                 records[bucket] = record or b""
-        return self._guards
+            # After the guards: an erasure is written down before it breaks guards. One not heard of here breaks these.
+            guards.erasures = self.erasures()
+        return guards
 
     def _still(self, space: Keyspace) -> Keyspace:
         """The generation to write into after a guard did not hold: one being filled itself, else what readers use now.
@@ -385,3 +427,8 @@ class PlainOnline(OnlineView):
         if not self._current(row.time, time):
             return None, Status.OUTSIDE_MAX_AGE, BEGINNING
         return row, None, BEGINNING
+
+
+def _starts(ascending: np.ndarray) -> list[int]:
+    """Where each run of equal numbers begins."""
+    return [0, *(np.flatnonzero(ascending[1:] != ascending[:-1]) + 1).tolist()]

@@ -28,6 +28,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from feature_store.definitions.columns import whole
 from feature_store.definitions.types import ValueType
 from feature_store.definitions.view import PlainView
 from feature_store.errors import CorruptState, RequestError
@@ -218,31 +219,41 @@ class RowCodec:
         times = _ROW.pack(row.time, row.created)
         return b"".join([times, nulls.to_bytes(self._null_bytes, "little"), fixed, lengths, *data])
 
-    def encode_table(self, table: pa.Table) -> list[bytes]:
-        """A value of one row for each row of a table (`__time`, `__created`, features), column by column."""
-        count, size = table.num_rows, _HEADER.size + self._row_size
-        lying = np.zeros((count, size // 8), "<i8")
-        lying[:, :_HEADER_WORDS] = self._header_words.view(np.int64)
-        lying[:, _HEADER_WORDS] = _integers(table[TIME])
-        lying[:, _HEADER_WORDS + 1] = _integers(table[CREATED])
-        at = _HEADER.size + _ROW.size
-        if any(table[f.name].null_count for f in self.view.features):
-            lying.view(np.uint8)[:, at : at + self._null_bytes] = self._null_bits(table)
-        for group in self._groups:
-            first = (_HEADER.size + group.at) // group.dtype.itemsize
-            columns = lying.view(group.dtype)
-            for place, i in enumerate(group.features, first):
-                columns[:, place] = _fixed_values(table[self.view.features[i].name])
-        whole = lying.tobytes()
-        rows = [whole[low : low + size] for low in range(0, len(whole), size)]
-        return self._with_variable(rows, table) if self._variable else rows
+    def encoder(self, table: pa.Table) -> Callable[[np.ndarray], list[bytes]]:
+        """What gives the values of one row each, of the rows of a table (`__time`, `__created`, features) at some
+        places, column by column: so that the first can be on their way while the next are made.
+        """
+        arrays = {name: whole(column) for name, column in zip(table.column_names, table.columns, strict=True)}
+        features = [arrays[field.name] for field in self.view.features]
+        times, created = _integers(arrays[TIME]), _integers(arrays[CREATED])
+        columns = [[_fixed_values(features[i], self.view.features[i].type) for i in g.features] for g in self._groups]
+        nulls = self._null_bits(features) if any(array.null_count for array in features) else None
+        size = _HEADER.size + self._row_size
 
-    def _null_bits(self, table: pa.Table) -> np.ndarray:
+        def encode(places: np.ndarray) -> list[bytes]:
+            lying = np.zeros((len(places), size // 8), "<i8")
+            lying[:, :_HEADER_WORDS] = self._header_words.view(np.int64)
+            lying[:, _HEADER_WORDS], lying[:, _HEADER_WORDS + 1] = times[places], created[places]
+            if nulls is not None:
+                at = _HEADER.size + _ROW.size
+                lying.view(np.uint8)[:, at : at + self._null_bytes] = nulls[places]
+            for group, values in zip(self._groups, columns, strict=True):
+                first = (_HEADER.size + group.at) // group.dtype.itemsize
+                words = lying.view(group.dtype)
+                for place, column in enumerate(values, first):
+                    words[:, place] = column[places]
+            whole = lying.tobytes()
+            encoded = [whole[low : low + size] for low in range(0, len(whole), size)]
+            return self._with_variable(encoded, table.take(pa.array(places))) if self._variable else encoded
+
+        return encode
+
+    def _null_bits(self, features: Sequence[pa.Array]) -> np.ndarray:
         """The null bits of each row, (rows, bytes)."""
-        nulls = np.zeros((table.num_rows, 8 * self._null_bytes), bool)
-        for i, field in enumerate(self.view.features):
-            if table[field.name].null_count:
-                nulls[:, i] = np.asarray(table[field.name].combine_chunks().is_null())
+        nulls = np.zeros((len(features[0]), 8 * self._null_bytes), bool)
+        for i, array in enumerate(features):
+            if array.null_count:
+                nulls[:, i] = np.asarray(array.is_null())
         return np.packbits(nulls, axis=1, bitorder="little")
 
     def _with_variable(self, rows: list[bytes], table: pa.Table) -> list[bytes]:
@@ -468,18 +479,17 @@ class PackedRows(Block):
             raise codec._cut_off() from error
 
 
-def _integers(column: pa.ChunkedArray) -> np.ndarray:
+def _integers(times: pa.Array) -> np.ndarray:
     """int64 values, BEGINNING where null."""
-    array = column.combine_chunks().cast(pa.int64())
+    array = times.cast(pa.int64())
     return array.fill_null(BEGINNING).to_numpy() if array.null_count else array.to_numpy()
 
 
-def _fixed_values(column: pa.ChunkedArray) -> np.ndarray:
+def _fixed_values(array: pa.Array, value_type: ValueType) -> np.ndarray:
     """A fixed-width column as numbers, 0 where null."""
-    array = column.combine_chunks()
-    if pa.types.is_timestamp(array.type):
+    if value_type is ValueType.TIMESTAMP:
         array = array.view(pa.int64())
-    elif pa.types.is_boolean(array.type):
+    elif value_type is ValueType.BOOL:
         array = array.cast(pa.uint8())
     if array.null_count:
         array = array.fill_null(0)

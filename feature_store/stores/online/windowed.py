@@ -104,8 +104,7 @@ class WindowedOnline(OnlineView):
         self, wanted: Wanted, base: bytes | None, head: bytes | None, time: int, found: Found
     ) -> ViewRead | None:
         """The answer for one entity, where it can be folded by itself."""
-        fold = self._folds(wanted.names)
-        values = fold.fold(base, head, time) if fold.able else None
+        values = self._alone(wanted, base, head, time)
         if values is None:
             return None
         block = Lists(wanted.names, wanted.types, 1, [[value] for value in values])
@@ -116,6 +115,13 @@ class WindowedOnline(OnlineView):
         elif record:
             exact_from = Bucket.decode(record).exact_from
         return ViewRead(block, np.array([bool(base or head)]), found, np.array([exact_from]))
+
+    def _alone(self, wanted: Wanted, base: bytes | None, head: bytes | None, time: int) -> list[Any] | None:
+        compiled = self._compiled(wanted.names)
+        if compiled.able and (values := compiled.fold_one(base, head, time)) is not None:
+            return values
+        fold = self._folds(wanted.names)
+        return fold.fold(base, head, time) if fold.able else None
 
     def kept(self, stored: Sequence[bytes | None], until: int) -> Sequence[bytes | None]:
         """Of the head the rows that were known later. A staircase goes whole: what it folds cannot be told apart, and

@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import hiredis
 
@@ -111,8 +111,13 @@ class RedisBackend:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def apply(self, writes: Sequence[Write], once: bool = False) -> list[list[int] | None]:
-        """Applies writes, each for itself, with one script. `once` sends nothing again that may have been done."""
+    def apply(self, writes: Iterable[Write], once: bool = False) -> list[list[int] | None]:
+        """Applies writes, each for itself, with one script. `once` sends nothing again that may have been done.
+
+        They are sent while the next are made.
+        """
+        if isinstance(writes, list) and len(writes) == 1 and not once:
+            return results_of(self._asking.answer(Call(_tag(writes[0]), call_of(writes))))
         results: list[list[int] | None] = []
         calls = self._writes(writes)
         while made := self._asking.carry_out(_portion(calls), once):
@@ -120,7 +125,7 @@ class RedisBackend:
                 results += results_of(call.answer)
         return results
 
-    def _writes(self, writes: Sequence[Write]) -> Iterator[Call]:
+    def _writes(self, writes: Iterable[Write]) -> Iterator[Call]:
         for some in shared(writes, alone=self._site.clustered):
             yield Call(_tag(some[0]), call_of(some))
 

@@ -1,20 +1,26 @@
 """The one script that writes: what backend.Write says, inside Redis, where nothing comes between.
 
 Keys of a call: for each write the keys that must be missing, those that must be equal, those that must begin with
-something, then one a change. Arguments: the plan as MessagePack (per write the three counts and a letter a change),
-then in the same order the expected values and the operands. It answers a list of results a write, or -1 where a guard
-did not hold.
+something, then one a change. Arguments: the plan as MessagePack (per write the three counts and a letter a change, or
+their number where all are NEWER), then in the same order the expected values and the operands. It answers a list of
+results a write, their number where all are REPLACED, or -1 where a guard did not hold.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from feature_store.stores.online.backend import Write
-from feature_store.stores.online.redis.packing import pack
+from feature_store.stores.online.backend import NEWER, REPLACED, Write
+from feature_store.stores.online.redis.packing import command, pack
+
+#: The answer for a write of which a guard did not hold.
+_BROKEN = -1
+
+#: Keys from which on it pays to look for runs of equal length in them.
+_MANY = 16
 
 #: Changes made by one call at most: Redis serves nobody else meanwhile.
 _MOST_CHANGES = 256
@@ -22,35 +28,62 @@ _MOST_CHANGES = 256
 SCRIPT = """
 local plan = cmsgpack.unpack(ARGV[1])
 local k, a, results = 1, 2, {}
+local call, sub, unpacked = redis.call, string.sub, struct.unpack
 
--- Whether a value of one row replaces what is stored: rows.py says how it lies.
-local function newer(key, offered)
-  local stored = redis.call('GETRANGE', key, 0, 31)
+-- Whether a value of one row replaces what is stored: rows.py says how it lies, `head` is how it begins. Times are
+-- doubles here: two that are one double are left for the reader of values to tell apart.
+local function newer(key, offered, head)
+  local stored = call('GETRANGE', key, 0, 31)
   if stored == '' then return 1 end
-  if string.sub(stored, 1, 16) ~= string.sub(offered, 1, 16) then
-    return redis.call('GET', key) == offered and 0 or 2
+  if sub(stored, 1, 16) == head then
+    local time, created = unpacked('<i8i8', stored, 17)
+    local otime, ocreated = unpacked('<i8i8', offered, 17)
+    if otime > time then return 1 end
+    if otime < time then return 0 end
+    if ocreated ~= created then return ocreated > created and 1 or 0 end
   end
-  local low, high, clow, chigh = struct.unpack('<I4i4I4i4', stored, 17)
-  local olow, ohigh, oclow, ochigh = struct.unpack('<I4i4I4i4', offered, 17)
-  if ohigh ~= high then return ohigh > high and 1 or 0 end
-  if olow ~= low then return olow > low and 1 or 0 end
-  if ochigh ~= chigh then return ochigh > chigh and 1 or 0 end
-  if oclow ~= clow then return oclow > clow and 1 or 0 end
-  return redis.call('GET', key) == offered and 0 or 2
+  return call('GET', key) == offered and 0 or 2
+end
+
+-- As many NEWERs, of a key each: those that are newer are set at once. The answer is one number where all are.
+local function newest(count)
+  local made, pairs_of, n, head = {}, {}, 0, sub(ARGV[a], 1, 16)
+  for i = 0, count - 1 do
+    local key, offered = KEYS[k + i], ARGV[a + i]
+    local decision = newer(key, offered, head)
+    made[i + 1] = decision
+    if decision == 1 then
+      pairs_of[n + 1], pairs_of[n + 2] = key, offered
+      n = n + 2
+    end
+  end
+  if n > 0 then call('MSET', unpack(pairs_of)) end
+  if n == 2 * count then return count end
+  return made
+end
+
+-- Whether keys have the values they must have.
+local function equals(count)
+  if count == 0 then return true end
+  local found = call('MGET', unpack(KEYS, k, k + count - 1))
+  for i = 1, count do
+    if found[i] ~= ARGV[a + i - 1] then return false end
+  end
+  return true
 end
 
 local function change(what, key, operand)
-  if what == 'S' then redis.call('SET', key, operand)
-  elseif what == 'A' then return redis.call('APPEND', key, operand)
-  elseif what == 'D' then redis.call('DEL', key)
+  if what == 'S' then call('SET', key, operand)
+  elseif what == 'A' then return call('APPEND', key, operand)
+  elseif what == 'D' then call('DEL', key)
   elseif what == 'N' then
-    local decision = newer(key, operand)
-    if decision == 1 then redis.call('SET', key, operand) end
+    local decision = newer(key, operand, sub(operand, 1, 16))
+    if decision == 1 then call('SET', key, operand) end
     return decision
   else
-    local length = struct.unpack('<I4', operand)
-    local rest = string.sub(operand, 5) .. string.sub(redis.call('GET', key) or '', length + 1)
-    if rest == '' then redis.call('DEL', key) else redis.call('SET', key, rest) end
+    local length = unpacked('<I4', operand)
+    local rest = sub(operand, 5) .. sub(call('GET', key) or '', length + 1)
+    if rest == '' then call('DEL', key) else call('SET', key, rest) end
   end
   return 0
 end
@@ -59,35 +92,37 @@ for w = 1, #plan do
   local missing, equal, prefix, changes = plan[w][1], plan[w][2], plan[w][3], plan[w][4]
   local holds = true
   for i = 0, missing - 1 do
-    if redis.call('EXISTS', KEYS[k + i]) == 1 then holds = false end
+    if call('EXISTS', KEYS[k + i]) == 1 then holds = false end
   end
   k = k + missing
-  for i = 0, equal - 1 do
-    if redis.call('GET', KEYS[k + i]) ~= ARGV[a + i] then holds = false end
-  end
+  holds = equals(equal) and holds
   k, a = k + equal, a + equal
   for i = 0, prefix - 1 do
     local wanted = ARGV[a + i]
-    if redis.call('GETRANGE', KEYS[k + i], 0, #wanted - 1) ~= wanted then holds = false end
+    if call('GETRANGE', KEYS[k + i], 0, #wanted - 1) ~= wanted then holds = false end
   end
   k, a = k + prefix, a + prefix
-  if holds then
+  local all_newer = type(changes) == 'number'
+  if not holds then
+    results[w] = -1
+  elseif all_newer then
+    results[w] = newest(changes)
+  else
     local made = {}
     for i = 1, #changes do
-      made[i] = change(string.sub(changes, i, i), KEYS[k + i - 1], ARGV[a + i - 1])
+      made[i] = change(sub(changes, i, i), KEYS[k + i - 1], ARGV[a + i - 1])
     end
     results[w] = made
-  else
-    results[w] = -1
   end
-  k, a = k + #changes, a + #changes
+  local count = all_newer and changes or #changes
+  k, a = k + count, a + count
 end
 return results
 """
 
 
 #: The name by which Redis knows the script.
-_SHA = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_SHA = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest().encode()
 
 
 def call_of(writes: Sequence[Write]) -> bytes:
@@ -96,17 +131,22 @@ def call_of(writes: Sequence[Write]) -> bytes:
     for write in writes:
         missing = [key for key, value in write.equal if value is None]
         equal = [(key, value) for key, value in write.equal if value is not None]
-        plan.append((len(missing), len(equal), len(write.prefix), "".join([what for what, _, _ in write.changes])))
+        letters = "".join([what for what, _, _ in write.changes])
+        all_newer = bool(letters) and letters == NEWER * len(letters)
+        plan.append((len(missing), len(equal), len(write.prefix), len(letters) if all_newer else letters))
         keys += missing
         for pairs in (equal, write.prefix):
             keys += [key for key, _ in pairs]
             arguments += [value for _, value in pairs]
         keys += [key for _, key, _ in write.changes]
         arguments += [operand for _, _, operand in write.changes]
-    return pack("EVALSHA", _SHA, len(keys), *keys, msgspec.msgpack.encode(plan), *arguments)
+    packed = msgspec.msgpack.encode(plan)
+    if len(keys) < _MANY:
+        return pack("EVALSHA", _SHA, len(keys), *keys, packed, *arguments)
+    return command([b"EVALSHA", _SHA, b"%d" % len(keys)], keys, [packed], arguments)
 
 
-def shared(writes: Sequence[Write], alone: bool) -> Iterator[Sequence[Write]]:
+def shared(writes: Iterable[Write], alone: bool) -> Iterator[Sequence[Write]]:
     """Writes as they are made by one call each: `alone` one by one, else together up to a bound."""
     if alone:
         yield from ([write] for write in writes)
@@ -125,4 +165,6 @@ def shared(writes: Sequence[Write], alone: bool) -> Iterator[Sequence[Write]]:
 
 def results_of(answer: Sequence[list[int] | int]) -> list[list[int] | None]:
     """The results by write, of one call."""
-    return [None if result == -1 else result for result in answer]  # type: ignore[misc]
+    return [
+        result if isinstance(result, list) else None if result == _BROKEN else [REPLACED] * result for result in answer
+    ]
