@@ -267,10 +267,11 @@ class Stream:
     def _check_alike(self, asked: Sequence[tuple], read: ViewRead) -> None:
         """Compiled code, numpy, and a row by itself say the same, to the bit."""
         values = bits(read)
+        alone = [{name: column[i : i + 1] for name, column in values.items()} for i in range(len(asked))]
+        assert [bits(self.read([one])) for one in asked] == alone
         with mock.patch.object(compiled_module, "_compiled", None):
             assert bits(self.read(asked)) == values
-        for i, one in enumerate(asked):
-            assert bits(self.read([one])) == {name: column[i : i + 1] for name, column in values.items()}
+            assert [bits(self.read([one])) for one in asked] == alone
 
     def _check_beside(self, asked: Sequence[tuple], read: ViewRead) -> None:
         """No time is refused that must be exact; entities never seen are unknown; positions are those appended."""
