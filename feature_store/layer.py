@@ -228,7 +228,9 @@ class FeatureLayer:
     def _fill(self, view: WindowedView | PlainView, until: int, progress: Progress | None) -> int:
         now = min(self.clock.now(), until)
         if isinstance(view, PlainView):
-            return self.store.plain(view).replace(self._engine.newest_rows(view, None, until - 1, now), now)
+            plain = self.store.plain(view)
+            space = plain.generations.begin()
+            return plain.replace(self._engine.newest_rows(view, None, until - 1, now), now, space)
         if not view.online:
             raise RequestError(view.name, "is declared with online=False; declare it online to fill it")
         online = self.store.windowed(view)
@@ -239,8 +241,8 @@ class FeatureLayer:
         show = (lambda done, of: progress(view.name, done, of)) if progress else None
         return bootstrap(online, log, now, until, show, space)
 
-    def write_to_online_store(self, view: str, rows: pa.Table | Sequence[Mapping[str, Any]]) -> int:
-        """Writes rows of a plain view, as an Arrow table or as a few mappings; says how many entities.
+    def write_to_online_store(self, view: str, rows: Any) -> int:
+        """Writes rows of a plain view, as an Arrow, pandas or Polars table or as a few mappings; how many entities.
 
         Columns have the source's names. Of one entity the newer event time wins, then the newer created time, whatever
         comes first and whoever else writes; rows at or below an erasure are left out, which is logged. Raises
@@ -253,20 +255,21 @@ class FeatureLayer:
                 view, "is windowed: its values are folded from events; push the raw events, not ready aggregates"
             )
         online, now = self.store.plain(stored), self.clock.now()
-        if isinstance(rows, pa.Table):
-            return online.write(admit_table(stored, rows), now)
+        if not isinstance(rows, list | tuple):
+            return online.write(admit_table(stored, _table(rows)), now)
         entities, admitted = admit_rows(stored, rows)
         return online.write_rows([entity_key(values) for values in entities], admitted, now)
 
     def append_events(
-        self, push_source: str, rows: pa.Table, partition: int = 0, offset: int | None = None
+        self, push_source: str, rows: Any, partition: int = 0, offset: int | None = None
     ) -> dict[str, Appended]:
         """Appends raw events to every filled windowed view on a push source, all or none; what was done, by view.
 
         A view that was never filled takes none: its bootstrap will read them from the log. Raises StoreNotReady when
         no view is filled.
 
-        `rows` has the columns of the source's file. `offset` is the log position of the first row in `partition`:
+        `rows` is an Arrow table or what can be read as one (pandas, Polars), with the columns of the source's file.
+        `offset` is the log position of the first row in `partition`:
         rows whose position was applied before change nothing. Without one the rows follow the last.
         """
         views = [
@@ -277,8 +280,8 @@ class FeatureLayer:
         if not views:
             known = {v.source.push_source for v in self.definitions.stored_views() if isinstance(v, WindowedView)}
             raise UnknownName("push source with windowed views", push_source, sorted(k for k in known if k))
-        now = self.clock.now()
-        admitted = {view.name: admit(view, rows, now) for view in views}
+        now, table = self.clock.now(), _table(rows)
+        admitted = {view.name: admit(view, table, now) for view in views}
         filled = [view for view in views if self.store.holds(view)] or views
         batches = [
             Batch(self.store.windowed(view), admitted[view.name].keys, admitted[view.name].events) for view in filled
@@ -351,9 +354,21 @@ def _load_definitions(config: RepoConfig) -> Definitions:
 
 def _columns(entities: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]]) -> Mapping[str, Sequence[Any]]:
     if isinstance(entities, Mapping):
+        for name, values in entities.items():
+            if not hasattr(values, "__len__"):
+                raise RequestError(name, f"is a {type(values).__name__}; give a list of values, one a row")
         return entities
     names = list(entities[0]) if entities else []
     for row in entities:
         if list(row) != names and set(row) != set(names):
             raise RequestError("entities", f"must all have the same columns; one has {', '.join(row)}")
     return {name: [row[name] for row in entities] for name in names}
+
+
+def _table(rows: Any) -> pa.Table:
+    """Rows as an Arrow table; of a pandas frame without its index."""
+    if isinstance(rows, pa.Table):
+        return rows
+    if not hasattr(rows, "__arrow_c_stream__"):
+        raise RequestError("rows", f"are a {type(rows).__name__}; give an Arrow table, or a pandas or Polars frame")
+    return pa.table(rows)

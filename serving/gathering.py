@@ -55,7 +55,8 @@ class Gathering:
         batch.add(entities, count)
         assert batch.task is not None
         try:
-            rows = await batch.task
+            # One who is not waited for any more must not take the others' answer away.
+            rows = await asyncio.shield(batch.task)
         except StoreError:
             raise
         except IsochronError:

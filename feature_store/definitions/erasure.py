@@ -25,7 +25,7 @@ from feature_store.timestamps import BEGINNING
 #: In the table of a view's erasures the last time whose records are left out. (No join key begins like this.)
 UNTIL = "__until"
 
-_WHOLE = re.compile(r"-?[0-9]+")
+_WHOLE = re.compile(r"-?0*[0-9]{1,19}")
 _RANGES = {ValueType.INT32: 2**31, ValueType.INT64: 2**63}
 
 KeyValue = bool | int | str | bytes

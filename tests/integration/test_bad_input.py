@@ -183,6 +183,10 @@ def test_names_that_are_not_there(fraud_repo: Path) -> None:
             layer.prepare(["customer_spend:median"])
         with pytest.raises(UnknownName, match="no push source with windowed views is named 'payments'"):
             layer.append_events("payments", pa.table({"a": [1]}))
+        with pytest.raises(RequestError, match="are a int; give an Arrow table, or a pandas or Polars frame"):
+            layer.append_events("transaction_events", 5)
+        with pytest.raises(RequestError, match="'customer_id' is a int; give a list of values, one a row"):
+            layer.get_online_features(["customer_profile:mean_amount"], {"customer_id": 1})
     with pytest.raises(UnknownName, match="no file source is named 'payments'; there are: customers, labels, transact"):
         FeatureLayer(fraud_repo, sources={"payments": "x.parquet"})
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from feast import Entity, FileSource, PushSource
+from feast import Entity, FeatureView, Field, FileSource, PushSource
 from feast import ValueType as FeastType
 from feast.types import Array, Float64, Int64, String, UnixTimestamp
 
@@ -24,6 +24,7 @@ from feature_store.testing.views import HISTORY_FUNCTIONS, aggregation, windowed
 from feature_store.timestamps import arrow_timestamps
 
 SOURCE = Source(name="s", path="log", timestamp_field="ts")
+ENTITY = Entity(name="customer", join_keys=["customer"], value_type=FeastType.INT64)
 
 
 def compiled(function: str, dtype: Any, column: str = "amount", online: bool = False) -> WindowedView:
@@ -32,7 +33,7 @@ def compiled(function: str, dtype: Any, column: str = "amount", online: bool = F
     with without_feasts_warnings():
         view = windowed_view(
             name="view",
-            entities=[Entity(name="customer", join_keys=["customer"], value_type=FeastType.INT64)],
+            entities=[ENTITY],
             source=PushSource(name="pushed", batch_source=batch),
             features=aggregate(function, column, dtype, windows=[timedelta(hours=1)], name="it"),
             online=online,
@@ -198,3 +199,10 @@ def test_pushed_rows_of_a_type_that_a_function_does_not_take_are_refused() -> No
     for values, reason in ((pa.array(["a"]), "is string, on which mean is not defined"), (pa.array([[1]]), "is list")):
         with pytest.raises(RequestError, match=reason):
             admit(view, pa.table({"it": values, "ts": arrow_timestamps([0])}), 2)
+
+
+def test_a_plain_view_over_a_push_source_is_pushed_to_by_its_name() -> None:
+    source = PushSource(name="profiles", batch_source=FileSource(name="s", path="log", timestamp_field="ts"))
+    with without_feasts_warnings():
+        view = FeatureView(name="profile", entities=[ENTITY], schema=[Field(name="x", dtype=Float64)], source=source)
+    assert compile_view(view).source.push_source == "profiles"

@@ -260,15 +260,16 @@ def _feast_name(dtype: Any) -> str:
 
 def _source(view: FeatureView) -> Source:
     batch, push = view.batch_source, None
-    if isinstance(view, StreamFeatureView) and view.stream_source is not None:
-        if not isinstance(view.stream_source, PushSource):
-            raise DefinitionError(
-                view.name,
-                f"source '{view.stream_source.name}'",
-                f"a {type(view.stream_source).__name__} is not read yet",
-                "use a PushSource over a FileSource",
-            )
-        push = view.stream_source.name
+    stream = view.stream_source
+    if isinstance(stream, PushSource):
+        push = stream.name
+    elif isinstance(view, StreamFeatureView) and stream is not None:
+        raise DefinitionError(
+            view.name,
+            f"source '{stream.name}'",
+            f"a {type(stream).__name__} is not read yet",
+            "use a PushSource over a FileSource",
+        )
     if isinstance(batch, PushSource):
         push, batch = batch.name, batch.batch_source
     return _file_source(view.name, batch, push)

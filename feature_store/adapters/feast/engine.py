@@ -121,7 +121,8 @@ class IsochronEngine(ComputeEngine):
         try:
             online.generations.current()
         except StoreNotReady:
-            online.replace(engine.newest_rows(online.view, None, end, now), now)
+            space = online.generations.begin()
+            online.replace(engine.newest_rows(online.view, None, end, now), now, space)
         else:
             online.write(engine.newest_rows(online.view, start, end, now), now)
 
@@ -131,7 +132,11 @@ class IsochronEngine(ComputeEngine):
         """
         with contextlib.suppress(StoreNotReady):
             if online.generations.current().cut > end + 1:
-                click.echo(f"{online.view.name}: the online store is filled further already; left as it is")
+                name = online.view.name
+                click.echo(
+                    f"{name}: the online store is filled further already; left as it is. To fill it anew from the "
+                    f"files: isochron bootstrap {name}"
+                )
                 return
         space = online.generations.begin()
         log = engine.event_log(online.view, online.view.reach(now - online.settle), end + 1)

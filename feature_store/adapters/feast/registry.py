@@ -138,4 +138,7 @@ def _compile_committed(registry: Path, store: OnlineStore) -> None:
         store.keep_only(definitions.views)
     except StoreError as error:
         # The apply stands. What was dropped is still in the store, and goes with the next apply.
-        click.echo(f"views that are no longer declared are still in the online store: {error}", err=True)
+        click.echo(
+            f"views no longer declared, if the online store holds any, were left in it: {error}",
+            err=True,
+        )

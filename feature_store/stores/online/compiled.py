@@ -18,7 +18,7 @@ import numpy as np
 from feature_store.definitions.aggregation import Aggregation
 from feature_store.definitions.types import ValueType
 from feature_store.stores.online.head import HeadCodec
-from feature_store.stores.online.steps import StaircaseCodec
+from feature_store.stores.online.steps import MOST_STEPS, StaircaseCodec
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class CompiledFold:
         numbers = [
             *(len(windows), len(columns), len(fields), len(self._aggregations)),
             *(codec.grain, codec.code_type.itemsize == 8, codec.number_words, codec.first_half, codec.third_word),
-            *(words, 1 + self._head.created, words - len(columns)),
+            *(words, 1 + self._head.created, words - len(columns), MOST_STEPS),
             *(w for w, _ in windows),
             *(h or 1 for _, h in windows),
             *(codec.counts[name] for name in columns),

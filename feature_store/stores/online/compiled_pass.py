@@ -12,12 +12,11 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from feature_store.stores.online.steps import MOST_STEPS
-
 #: Numbers at the beginning of a program: how many windows, columns, fields and aggregations it has, then the grain,
 #: whether codes are wide, words of numbers, what a staircase begins with (half a word, then its fingerprint), words of
-#: a head row, and where in it null bits and columns begin.
-HEADER = 12
+#: a head row, where in it null bits and columns begin, and the most steps a field is written by. (A constant of another
+#: module would stay what it was when this was compiled.)
+HEADER = 13
 
 #: Where CPython has the size of a bytes object and its bytes: reading them there spares a call for each.
 SIZE_AT, CONTENT_AT = 16, bytes.__basicsize__ - 1
@@ -58,7 +57,7 @@ def fold(count_of: int, values: int, numbers: int, program: int, length: int) ->
     p = carray(_pointer(program), (length,), np.int64)
     windows, columns, fields, wanted_all = p[0], p[1], p[2], p[3]
     grain, wide, number_words, mark, fingerprint = p[4], p[5], p[6], p[7], p[8]
-    row_words, nulls_at, columns_at = p[9], p[10], p[11]
+    row_words, nulls_at, columns_at, most_steps = p[9], p[10], p[11], p[12]
     at = np.int64(HEADER)
     window, hop = p[at : at + windows], p[at + windows : at + 2 * windows]
     at += 2 * windows
@@ -150,7 +149,7 @@ def fold(count_of: int, values: int, numbers: int, program: int, length: int) ->
                     index, steps = np.int64(-1), count
                     if field_number[f] >= 0:
                         steps = np.int64(halves[8 + field_number[f]])
-                        if steps <= MOST_STEPS and steps < count:
+                        if steps <= most_steps and steps < count:
                             index = 8 * place
                             place += (count + 7) >> 3
                         else:

@@ -17,6 +17,9 @@ from feature_store.stores.online.keys import BUCKETS, Keyspace, bucket_of, entit
 from feature_store.stores.online.records import Bucket
 from feature_store.stores.online.view import OnlineView
 
+#: Entities of a bucket that go in one write: the store is busy with nothing else meanwhile.
+_TAKEN = 200
+
 
 def erase(online: OnlineView, erasure: Erasure, only: Keyspace | None = None) -> int:
     """Takes away what a view holds of the records at or below an erasure; of how many entities there was something.
@@ -44,6 +47,8 @@ def erase(online: OnlineView, erasure: Erasure, only: Keyspace | None = None) ->
             "that nobody knows whose they are",
             f"fill it anew: isochron bootstrap {view.name}",
         )
+    for error in under_way.left.values():
+        raise error
     return len(under_way.taken)
 
 
@@ -60,6 +65,8 @@ class _Erasing:
     only: Keyspace | None
     unreadable: set[bytes] = field(default_factory=set)
     taken: set[bytes] = field(default_factory=set)
+    #: Entities that were left as they are, with the reason.
+    left: dict[bytes, NotErasedOnline] = field(default_factory=dict)
 
     def found(self, values: dict[int, int | str | bytes]) -> Iterator[bytes]:
         """The entities with these key values, by the place of each among the view's join keys."""
@@ -75,15 +82,17 @@ class _Erasing:
                     yield entity
 
     def take(self, entities: Iterator[bytes] | Sequence[bytes]) -> None:
-        """Takes these entities' values away, and raises the fences of their buckets: a write a bucket."""
+        """Takes these entities' values away, and raises the fences of their buckets: some of a bucket in one write."""
         by_bucket: dict[int, list[bytes]] = {}
         for entity in entities:
             by_bucket.setdefault(bucket_of(entity), []).append(entity)
-        self._write(by_bucket)
+        self._write(
+            [(b, every[low : low + _TAKEN]) for b, every in by_bucket.items() for low in range(0, len(every), _TAKEN)]
+        )
 
     def fence(self, buckets: Sequence[int]) -> None:
         """Raises the fences of buckets."""
-        self._write({bucket: [] for bucket in buckets})
+        self._write([(bucket, []) for bucket in buckets])
 
     def _spaces(self) -> list[tuple[Keyspace, bool]]:
         """The generations to look at, and whether their values are of this view's definition."""
@@ -92,24 +101,26 @@ class _Erasing:
         generations = self.online.generations
         return [(generations.space(number), same) for number, same in generations.alive()]
 
-    def _write(self, by_bucket: dict[int, list[bytes]]) -> None:
+    def _write(self, shares: Sequence[tuple[int, Sequence[bytes]]]) -> None:
+        """Of each bucket some entities."""
         spaces: dict[int, list[tuple[Keyspace, bool]]] = {}
 
-        def keys(bucket: int) -> list[bytes]:
-            spaces[bucket] = self._spaces()
-            return [key for space, _ in spaces[bucket] for key in self._keys(space, bucket, by_bucket[bucket])]
+        def keys(share: int) -> list[bytes]:
+            spaces[share] = self._spaces()
+            return [key for space, _ in spaces[share] for key in self._keys(space, *shares[share])]
 
-        def write(bucket: int, found: Sequence[bytes | None]) -> Write | None:
+        def write(share: int, found: Sequence[bytes | None]) -> Write | None:
+            bucket, entities = shares[share]
             equal: list[tuple[bytes, bytes | None]] = []
             changes: list[Change] = []
             stored = iter(found)
-            for space, same in spaces[bucket]:
+            for space, same in spaces[share]:
                 record = next(stored)
                 equal.append((space.bucket(bucket), record))
                 if record is not None:
                     held = Bucket.decode(record)
                     changes.append((SET, space.bucket(bucket), replace(held, fence=held.fence + 1).encode()))
-                for entity in by_bucket[bucket]:
+                for entity in entities:
                     values = [next(stored) for _ in self.online.kinds]
                     names = [space.entity(kind, entity) for kind in self.online.kinds]
                     equal += zip(names, values, strict=True)
@@ -117,7 +128,9 @@ class _Erasing:
             return Write(equal, changes) if equal else None
 
         what = f"erase an entity from view '{self.online.generations.view.name}'"
-        settle(self.online.backend, list(by_bucket), keys, write, what)
+        # One share of a bucket after another: each raises its fence, which guards all of them.
+        for turn in _turns([bucket for bucket, _ in shares]):
+            settle(self.online.backend, turn, keys, write, what)
 
     def _keys(self, space: Keyspace, bucket: int, entities: Sequence[bytes]) -> list[bytes]:
         return [space.bucket(bucket), *(space.entity(kind, e) for e in entities for kind in self.online.kinds)]
@@ -127,9 +140,26 @@ class _Erasing:
     ) -> Iterator[Change]:
         if any(value is not None for value in values):
             self.taken.add(entity)
-            kept = self.online.kept(values, self.until) if same else [None] * len(values)
+            try:
+                kept = self.online.kept(values, self.until) if same else [None] * len(values)
+            except NotErasedOnline as error:
+                self.left[entity] = error
+                return
+            self.left.pop(entity, None)
             for name, value, rest in zip(names, values, kept, strict=True):
                 if rest is not None:
                     yield (SET, name, rest)
                 elif value is not None:
                     yield (DELETE, name, b"")
+
+
+def _turns(buckets: Sequence[int]) -> list[list[int]]:
+    """The places of some buckets, so that none comes twice in a turn."""
+    turns: list[list[int]] = []
+    count: dict[int, int] = {}
+    for place, bucket in enumerate(buckets):
+        turn = count[bucket] = count.get(bucket, -1) + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(place)
+    return turns

@@ -19,7 +19,7 @@ from feature_store.errors import BootstrapSuperseded, CorruptState
 from feature_store.stores.online.backend import DELETE, SET, Backend, Change, Write, settle
 from feature_store.stores.online.keys import BUCKETS, Keyspace, claim_key, generation_key, views_key
 from feature_store.stores.online.records import Bucket, Generation, merged, read_bucket, read_generation
-from feature_store.timestamps import END
+from feature_store.timestamps import BEGINNING, END
 
 _CLAIM = struct.Struct("<I")
 
@@ -69,11 +69,26 @@ class Generations:
         for bucket, record in enumerate(self.backend.get(space.buckets)):
             read_bucket(record, self.view, bucket)
 
+    def open_empty(self) -> None:
+        """Lets readers use an empty generation where they have none. Of several who come at once one opens it."""
+        while not self.exists():
+            name_view(self.backend, self.project, self.view.name, held=True)
+            space = self.space(self._claim_next())
+            opened = Bucket(BEGINNING).encode()
+            self.backend.apply([Write([], [(SET, key, opened)]) for key in space.buckets])
+            if not self._switch(space, BEGINNING, first=True):
+                self.delete(lambda number, mine=space.generation: number == mine)  # type: ignore[misc]
+
     def begin(self) -> Keyspace:
-        """Begins a generation. From here on writers write into it too, so that a log read afterwards misses none."""
+        """Begins a generation. From here on writers write into it too, so that a log read afterwards misses none.
+
+        Raises BootstrapSuperseded where another one was begun meanwhile.
+        """
         name_view(self.backend, self.project, self.view.name, held=True)
         space = self.space(self._claim_next())
         before = self._before()
+        if before and before.number > space.generation:
+            raise BootstrapSuperseded(self.view.name)
         old = self.space(before.number) if before else None
         positions = before.partitions if before else {}
 
@@ -83,6 +98,8 @@ class Generations:
                 filling = Bucket(END, partitions=positions)
                 return Write([], [(SET, new, filling.encode())])
             held = Bucket.decode(records[0])
+            if held.successor > space.generation:
+                raise BootstrapSuperseded(self.view.name)
             filling = Bucket(END, held.fence, merged(held.partitions, positions))
             linked = replace(held, successor=space.generation)
             changes: list[Change] = [(SET, old.bucket(bucket), linked.encode()), (SET, new, filling.encode())]
@@ -138,7 +155,8 @@ class Generations:
             self.delete(lambda number: number == space.generation)
             raise BootstrapSuperseded(self.view.name)
         if space.generation > 1:
-            self.delete(lambda number: number != space.generation)
+            # Not those above: they were begun meanwhile.
+            self.delete(lambda number: number < space.generation)
 
     def _open_buckets(self, space: Keyspace, exact_from: int) -> bool:
         """Says from when on reads are exact; False where whoever came later has deleted this generation already."""
@@ -157,22 +175,30 @@ class Generations:
         settle(self.backend, range(BUCKETS), lambda bucket: [space.bucket(bucket)], opened, what)
         return not gone
 
-    def _switch(self, space: Keyspace, cut: int) -> bool:
+    def _switch(self, space: Keyspace, cut: int, first: bool = False) -> bool:
+        """Lets readers change over to a generation; False where another was begun since, or with `first` where there is
+        one that they use.
+        """
         overtaken = False
+        left: list[int] = []
 
         def switch(_: None, records: Sequence[bytes | None]) -> Write | None:
             nonlocal overtaken
-            overtaken = _claimed(records[0]) != space.generation
+            overtaken = _claimed(records[0]) != space.generation or (first and records[1] is not None)
             if overtaken:
                 return None
             positions = {}
             if records[1]:
                 with contextlib.suppress(CorruptState):
-                    positions = Generation.decode(records[1]).partitions
+                    former = Generation.decode(records[1])
+                    positions, left[:] = former.partitions, [former.number]
             made = Generation(space.generation, self.view.fingerprint, cut, positions)
             return Write([(self._claim, records[0]), (self._record, records[1])], [(SET, self._record, made.encode())])
 
         settle(self.backend, [None], lambda _: [self._claim, self._record], switch, "publish a generation")
+        for number in [] if overtaken else left:
+            # Before its values: a reader that is still there must find that it is gone, and not that entities are.
+            self.backend.delete(iter(self.space(number).buckets))
         return not overtaken
 
     def delete(self, which: Callable[[int], bool]) -> None:
@@ -201,8 +227,13 @@ def name_view(backend: Backend, project: str, view: str, held: bool) -> None:
 
 def forget(backend: Backend, project: str, view: str) -> None:
     """Deletes a view by its name, in all its generations."""
-    records = [(DELETE, key, b"") for key in (generation_key(project, view), claim_key(project, view))]
-    backend.apply([Write([], records)])
+    record, claim = generation_key(project, view), claim_key(project, view)
+    held = backend.get([record])[0]
+    backend.apply([Write([], [(DELETE, record, b""), (DELETE, claim, b"")])])
+    with contextlib.suppress(CorruptState):
+        if held:
+            # Before its values, as when readers change over.
+            backend.delete(iter(Keyspace(project, view, Generation.decode(held).number).buckets))
     delete_generations(backend, Keyspace(project, view, 0), lambda number: True)
     name_view(backend, project, view, held=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import repeat
 from typing import TypeVar
@@ -22,12 +22,12 @@ from feature_store.definitions.erasure import (
     when_known,
 )
 from feature_store.definitions.view import PlainView
-from feature_store.errors import BootstrapSuperseded, CorruptState
+from feature_store.errors import BootstrapSuperseded, CorruptState, StoreNotReady
 from feature_store.stores.online.backend import NEWER, SET, UNDECIDED, Backend, Change, Write, settle
 from feature_store.stores.online.blocks import Lists
 from feature_store.stores.online.entities import entity_keys
 from feature_store.stores.online.keys import Keyspace, bucket_of, buckets_of, entity_values
-from feature_store.stores.online.records import read_bucket
+from feature_store.stores.online.records import Bucket
 from feature_store.stores.online.rows import CREATED, TIME, Chosen, PackedRows, Row, RowCodec, keep
 from feature_store.stores.online.status import Status
 from feature_store.stores.online.values import from_arrow
@@ -49,16 +49,15 @@ _CHUNK = 20_000
 _OFFERED = 128
 
 
-@dataclass
-class _Guards:
-    """The bucket records of one generation that writes were last guarded by, the generation filled beside it, and the
-    erasures that had been made when the last of them was read: a later one breaks those it matters to.
+@dataclass(frozen=True)
+class _Guard:
+    """What writes into a bucket are guarded by: its record. With it the generation that is filled beside (0: none), and
+    the erasures that had been made when it was read: one made later breaks it, where it matters.
     """
 
-    number: int
+    record: bytes
+    successor: int
     erasures: Erasures
-    records: dict[int, bytes] = field(default_factory=dict)
-    successor: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,14 @@ class _Share:
     buckets: list[int]
 
 
+class _Gone(Exception):
+    """A bucket that was to be written into is not there: its generation was left, or the store lost it."""
+
+    def __init__(self, bucket: int) -> None:
+        self.bucket = bucket
+        super().__init__(bucket)
+
+
 class _ErasedMeanwhile(Exception):
     """An entity was erased after rows to be written were looked at for erased ones: look again."""
 
@@ -92,17 +99,21 @@ class PlainOnline(OnlineView):
         self.view = view
         self._codec = RowCodec(view)
         self._chosen = lru_cache(maxsize=64)(self._codec.chosen)
-        self._guards = _Guards(0, NO_ERASURES)
+        # Guards by bucket of the generation that was written into last, and the erasures heard of last. Threads share
+        # them: each guard stands for itself, and is never changed.
+        self._guards: tuple[int, dict[int, _Guard]] = (0, {})
+        self._heard = NO_ERASURES
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def replace(self, table: pa.Table, now: int) -> int:
+    def replace(self, table: pa.Table, now: int, space: Keyspace | None = None) -> int:
         """Replaces the view's rows by a table's (keys, `__time`, `__created`, features); how many entities.
 
-        Readers see the former rows until all of them are written. Raises BootstrapSuperseded when another filling
-        began meanwhile.
+        `space` is the generation to fill, begun before the table was read, so that what is written meanwhile is kept;
+        a new one, if not given. Readers see the former rows until all of them are written. Raises BootstrapSuperseded
+        when another filling began meanwhile.
         """
-        space = self.generations.begin()
+        space = space or self.generations.begin()
         count = self._write(space, table, now)
         self.generations.publish(space, BEGINNING, BEGINNING)
         return count
@@ -113,22 +124,20 @@ class PlainOnline(OnlineView):
         Rows later than `now` wait beside the current one; those at or below an erasure are left out, which is logged.
         Raises StoreNotReady when what is stored is of another definition: a few rows are no replacement for it.
         """
-        if self._seen is None:
-            if not self.generations.exists():
-                return self.replace(table, now)
-            self.notice(self.backend.get([self._record_key])[0])
-        assert self._seen is not None
-        return self._write(self._seen[2], table, now)
+        return self._write(self._current_space(), table, now)
 
     def write_rows(self, entities: Sequence[bytes], rows: Sequence[Row], now: int) -> int:
         """The same for a few rows, given beside their entities. Raises RequestError for a value of the wrong type."""
+        few = [_Few(*one, self._codec.checked(one[1])) for one in zip(entities, rows, strict=True)]
+        return self._leaving_out(partial(self._write_few, self._current_space(), few, now))
+
+    def _current_space(self) -> Keyspace:
+        """The generation that readers use; an empty one is opened where there is none."""
         if self._seen is None:
-            if not self.generations.exists():
-                self.generations.publish(self.generations.begin(), BEGINNING, BEGINNING)
+            self.generations.open_empty()
             self.notice(self.backend.get([self._record_key])[0])
         assert self._seen is not None
-        few = [_Few(*one, self._codec.checked(one[1])) for one in zip(entities, rows, strict=True)]
-        return self._leaving_out(partial(self._write_few, self._seen[2], few, now))
+        return self._seen[2]
 
     def _write_few(self, space: Keyspace, few: Sequence[_Few], now: int, erasures: Erasures) -> int:
         few = self._few_without_erased(few, erasures)
@@ -138,7 +147,8 @@ class PlainOnline(OnlineView):
         undecided: Iterable[bytes] = by_entity
         if len(by_entity) == len(few) and max((one.row.time for one in few), default=now) <= now:
             entities = list(by_entity)
-            undecided = self._offer(space, entities, lambda places: [few[place].encoded for place in places], erasures)
+            values = lambda places: [few[place].encoded for place in places]  # noqa: E731
+            space, undecided = self._offer(space, entities, values, erasures)
         if undecided:
             self._merge(space, undecided, by_entity, now, erasures)
         return len(by_entity)
@@ -152,11 +162,11 @@ class PlainOnline(OnlineView):
 
     def _leaving_out(self, write: Callable[[Erasures], Done]) -> Done:
         """Makes a write that leaves out what is erased, and again where that changed meanwhile: twice does no harm."""
-        erasures = self._guards.erasures
+        erasures = self._heard
         while True:
             with contextlib.suppress(_ErasedMeanwhile):
                 return write(erasures)
-            erasures = self._guards.erasures = self.erasures()
+            erasures = self._heard = self.erasures()
 
     def _without_erased(self, table: pa.Table, erasures: Erasures) -> pa.Table:
         erased = erasures.of(self.view.keys)
@@ -200,7 +210,7 @@ class PlainOnline(OnlineView):
         undecided: Iterable[bytes] = distinct
         # Several rows of an entity, and rows that wait, need a look at what is stored; the others go without one.
         if len(distinct) == len(entities) and not (np.asarray(table[TIME]) > now).any():
-            undecided = self._offer(space, entities, self._codec.encoder(table), erasures)
+            space, undecided = self._offer(space, entities, self._codec.encoder(table), erasures)
         if undecided:
             self._merge(space, undecided, self._rows_by_entity(table, entities), now, erasures)
         return distinct
@@ -224,17 +234,20 @@ class PlainOnline(OnlineView):
         entities: Sequence[bytes],
         values: Callable[[np.ndarray], list[bytes]],
         erasures: Erasures,
-    ) -> list[bytes]:
-        """Offers each entity a value of one row, which the store takes if it is newer; those it could not decide on.
+    ) -> tuple[Keyspace, list[bytes]]:
+        """Offers each entity a value of one row, which the store takes if it is newer: the generation that was written
+        into in the end, and those entities that the store could not decide on.
 
         `values` gives those of the entities at some places; entities differ.
         """
         pending = self._shares(entities)
         undecided: list[bytes] = []
         while pending:
-            guards = self._guarded(space, {bucket for share in pending for bucket in share.buckets})
-            if guards.erasures is not erasures:
-                raise _ErasedMeanwhile
+            try:
+                guards = self._guarded(space, {bucket for share in pending for bucket in share.buckets}, erasures)
+            except _Gone as gone:
+                space = self._moved(space, gone)
+                continue
             writes = (self._offers(space, share, guards, entities, values) for share in pending)
             # Of several the next is made while the store looks at the one before.
             outcomes = self.backend.apply(writes if len(pending) > 1 else list(writes))
@@ -244,9 +257,9 @@ class PlainOnline(OnlineView):
                     undecided += {entities[places[i % len(places)]] for i, d in enumerate(outcome) if d == UNDECIDED}
             pending = [share for share, outcome in zip(pending, outcomes, strict=True) if outcome is None]
             if pending:
-                self._guards = _Guards(0, erasures)
+                self._guards = (0, {})
                 space = self._still(space)
-        return undecided
+        return space, undecided
 
     def _shares(self, entities: Sequence[bytes]) -> list[_Share]:
         """What is written in one write each: by bucket, for each bucket of a write has to be guarded."""
@@ -264,35 +277,51 @@ class PlainOnline(OnlineView):
         self,
         space: Keyspace,
         share: _Share,
-        guards: _Guards,
+        guards: dict[int, _Guard],
         entities: Sequence[bytes],
         values: Callable[[np.ndarray], list[bytes]],
     ) -> Write:
         offered, mine = values(share.places), [entities[place] for place in share.places.tolist()]
         changes: list[Change] = []
-        for into in (space, *self._filled(guards.successor)):
+        # Those that link to no generation, or to an earlier one, are filled anew by whoever fills the latest.
+        successor = max(guards[bucket].successor for bucket in share.buckets)
+        for into in (space, *self._filled(successor)):
             changes += zip(repeat(NEWER), into.entities(b"P", mine, share.buckets), offered, strict=False)
-        records = guards.records
-        return Write([(space.buckets[bucket], records[bucket]) for bucket in dict.fromkeys(share.buckets)], changes)
+        return Write([(space.buckets[b], guards[b].record) for b in dict.fromkeys(share.buckets)], changes)
 
     def _filled(self, successor: int) -> list[Keyspace]:
         """The generation of that number, which is being filled beside the one written into; none for 0."""
         return [self.generations.space(successor)] if successor else []
 
-    def _guarded(self, space: Keyspace, buckets: Iterable[int]) -> _Guards:
-        """What writes into these buckets are guarded by, read where it is not remembered."""
-        guards = self._guards
-        if guards.number != space.generation:
-            guards = self._guards = _Guards(space.generation, self.erasures())
-        records = guards.records
-        if missing := [bucket for bucket in buckets if bucket not in records]:
-            found = self.backend.get([space.bucket(bucket) for bucket in missing])
-            for bucket, record in zip(missing, found, strict=True):
-                guards.successor = max(guards.successor, read_bucket(record, self.view, bucket).successor)
-                records[bucket] = record or b""
-            # After the guards: an erasure is written down before it breaks guards. One not heard of here breaks these.
-            guards.erasures = self.erasures()
-        return guards
+    def _guarded(self, space: Keyspace, buckets: Iterable[int], erasures: Erasures) -> dict[int, _Guard]:
+        """What writes into these buckets are guarded by: as remembered, or read.
+
+        Raises _ErasedMeanwhile where more was erased than `erasures`; _Gone where a record is missing.
+        """
+        number, known = self._guards
+        if number != space.generation:
+            known = {}
+            self._guards = (space.generation, known)
+        used = {bucket: known.get(bucket) for bucket in buckets}
+        if wanted := [bucket for bucket, guard in used.items() if guard is None or guard.erasures is not erasures]:
+            found = self.backend.get([space.bucket(bucket) for bucket in wanted])
+            # After the records: an erasure is written down before it breaks them. One not heard of here breaks these.
+            heard = self.erasures()
+            for bucket, record in zip(wanted, found, strict=True):
+                if record is None:
+                    raise _Gone(bucket)
+                used[bucket] = known[bucket] = _Guard(record, Bucket.decode(record).successor, heard)
+            if heard is not erasures:
+                raise _ErasedMeanwhile
+        return used  # type: ignore[return-value]
+
+    def _moved(self, space: Keyspace, gone: _Gone) -> Keyspace:
+        """The generation to write into instead of one that is gone. Raises StoreNotReady where there is no other."""
+        self._guards = (0, {})
+        moved = self._still(space)
+        if moved.generation == space.generation:
+            raise StoreNotReady(self.view.name, f"bucket {gone.bucket} is missing")
+        return moved
 
     def _still(self, space: Keyspace) -> Keyspace:
         """The generation to write into after a guard did not hold: one being filled itself, else what readers use now.
@@ -315,6 +344,29 @@ class PlainOnline(OnlineView):
         erasures: Erasures,
     ) -> None:
         """Writes rows beside those stored, which are read first: for ties, and for rows that wait for their time."""
+        while True:
+            try:
+                beside = self._merge_into(space, entities, rows, now, erasures)
+                break
+            except _Gone as gone:
+                space = self._moved(space, gone)
+        for into, some in beside.values():
+            # One that is gone was overtaken by another filling, which begins with what was written before it.
+            with contextlib.suppress(_Gone):
+                self._merge_into(into, dict.fromkeys(some), rows, now, erasures)
+
+    def _merge_into(
+        self,
+        space: Keyspace,
+        entities: Iterable[bytes],
+        rows: dict[bytes, list[Row]],
+        now: int,
+        erasures: Erasures,
+    ) -> dict[int, tuple[Keyspace, list[bytes]]]:
+        """The same in one generation; the entities whose buckets link to others that are being filled, by these.
+
+        Raises _Gone where the generation has a bucket no more.
+        """
         beside: dict[int, tuple[Keyspace, list[bytes]]] = {}
 
         def keys(entity: bytes) -> list[bytes]:
@@ -323,8 +375,9 @@ class PlainOnline(OnlineView):
         def merge(entity: bytes, found: Sequence[bytes | None]) -> Write:
             record, stored = found
             self._check(erasures)
-            held = read_bucket(record, self.view, bucket_of(entity))
-            for into in self._filled(held.successor):
+            if record is None:
+                raise _Gone(bucket_of(entity))
+            for into in self._filled(Bucket.decode(record).successor):
                 beside.setdefault(into.generation, (into, []))[1].append(entity)
             kept = keep([*(self._codec.decode(stored) if stored else []), *rows[entity]], now)
             whole = stored is None or self._codec.all_wait(stored)
@@ -332,8 +385,7 @@ class PlainOnline(OnlineView):
             return Write([(bucket, record), (key, stored)], [(SET, key, self._codec.encode(kept, now, whole))])
 
         settle(self.backend, list(entities), keys, merge, f"write rows of view '{self.view.name}'")
-        for into, some in beside.values():
-            self._merge(into, dict.fromkeys(some), rows, now, erasures)
+        return beside
 
     # -- erasing ------------------------------------------------------------------------------------------------
 

@@ -71,4 +71,5 @@ class OnlineStore:
     def delete_project(self) -> None:
         """Forgets every view of this project, and of no other."""
         if self.backend.exists():
+            self.keep_only(())
             self.backend.delete(self.backend.scan(*project_tails(self.project)))

@@ -74,7 +74,7 @@ class Greeting:
         if policy != _POLICY and not policy.startswith(_SPARING):
             raise ConfigError(
                 f"Redis at {address[0]}:{address[1]} has maxmemory-policy {policy} and would throw features away when "
-                f"it is full; set maxmemory-policy {_POLICY}."
+                f"it is full; set maxmemory-policy {_POLICY} (or one of {_SPARING}..., which spares them)."
             )
 
     def _note_unchecked(self, address: Address) -> None:

@@ -29,18 +29,25 @@ SCRIPT = """
 local plan = cmsgpack.unpack(ARGV[1])
 local k, a, results = 1, 2, {}
 local call, sub, unpacked = redis.call, string.sub, struct.unpack
+local lowest, exact, most = -2^63, 2^53, 1000
+
+local function inexact(time) return time >= exact or time <= -exact end
 
 -- Whether a value of one row replaces what is stored: rows.py says how it lies, `head` is how it begins. Times are
--- doubles here: two that are one double are left for the reader of values to tell apart.
+-- doubles here: where not every integer is one, it is left for the reader of values to tell them apart.
 local function newer(key, offered, head)
   local stored = call('GETRANGE', key, 0, 31)
   if stored == '' then return 1 end
   if sub(stored, 1, 16) == head then
     local time, created = unpacked('<i8i8', stored, 17)
     local otime, ocreated = unpacked('<i8i8', offered, 17)
+    if inexact(time) or inexact(otime) then return 2 end
     if otime > time then return 1 end
     if otime < time then return 0 end
-    if ocreated ~= created then return ocreated > created and 1 or 0 end
+    if ocreated ~= created then
+      if (inexact(created) and created > lowest) or (inexact(ocreated) and ocreated > lowest) then return 2 end
+      return ocreated > created and 1 or 0
+    end
   end
   return call('GET', key) == offered and 0 or 2
 end
@@ -57,17 +64,19 @@ local function newest(count)
       n = n + 2
     end
   end
-  if n > 0 then call('MSET', unpack(pairs_of)) end
+  for low = 1, n, most do call('MSET', unpack(pairs_of, low, math.min(low + most - 1, n))) end
   if n == 2 * count then return count end
   return made
 end
 
 -- Whether keys have the values they must have.
 local function equals(count)
-  if count == 0 then return true end
-  local found = call('MGET', unpack(KEYS, k, k + count - 1))
-  for i = 1, count do
-    if found[i] ~= ARGV[a + i - 1] then return false end
+  for low = 0, count - 1, most do
+    local high = math.min(low + most, count)
+    local found = call('MGET', unpack(KEYS, k + low, k + high - 1))
+    for i = low, high - 1 do
+      if found[i - low + 1] ~= ARGV[a + i] then return false end
+    end
   end
   return true
 end
