@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before any test imports Feast, which would turn on the multi-process mode of metrics: servers of one process would add
+# to each other's counters then.
+import prometheus_client  # noqa: F401
 import pyarrow.parquet as pq
 import pytest
 
