@@ -63,8 +63,11 @@ def integer_keys(values: np.ndarray) -> list[bytes]:
     """The bytes of many entities whose one join key is an integer (int64)."""
     if len(values) == 1:
         return [_encode(int(values[0]))]
-    flipped = (values.astype(np.int64) ^ np.int64(-(2**63))).astype(">i8").tobytes()
-    return [b"i" + flipped[at : at + 8] for at in range(0, len(flipped), 8)]
+    tagged = np.empty((len(values), 9), np.uint8)
+    tagged[:, 0] = ord("i")
+    tagged[:, 1:] = (values.astype(np.int64) ^ np.int64(-(2**63))).astype(">i8").view(np.uint8).reshape(-1, 8)
+    whole = tagged.tobytes()
+    return [whole[at : at + 9] for at in range(0, len(whole), 9)]
 
 
 def _encode(value: KeyValue) -> bytes:
@@ -181,8 +184,16 @@ class Keyspace:
 
     def entities(self, kind: bytes, entities: Sequence[bytes], buckets: Sequence[int]) -> list[bytes]:
         """The same for many entities, whose buckets are known."""
-        prefixes = self._prefixes[kind]
-        keys = [prefixes[bucket] + entity for bucket, entity in zip(buckets, entities, strict=True)]
-        if max(map(len, keys), default=0) > LONGEST_KEY:
-            return [self.entity(kind, entity) for entity in entities]
+        return self.of_kinds((kind,), entities, buckets)
+
+    def of_kinds(self, kinds: Sequence[bytes], entities: Sequence[bytes], buckets: Sequence[int]) -> list[bytes]:
+        """The same of several kinds, one after the other."""
+        keys: list[bytes] = []
+        if len(self._prefixes[kinds[0]][0]) + max(map(len, entities), default=0) > LONGEST_KEY:
+            for kind in kinds:
+                keys += [self.entity(kind, entity) for entity in entities]
+            return keys
+        for kind in kinds:
+            prefixes = self._prefixes[kind]
+            keys += [prefixes[bucket] + entity for bucket, entity in zip(buckets, entities, strict=True)]
         return keys

@@ -81,8 +81,7 @@ class OnlineView(ABC):
         buckets = list(dict.fromkeys(at))
         records = space.buckets
         keys = [self._record_key, *[records[bucket] for bucket in buckets]]
-        for kind in self.kinds:
-            keys += space.entities(kind, asked, at)  # type: ignore[arg-type]
+        keys += space.of_kinds(self.kinds, asked, at)  # type: ignore[arg-type]
         return Lookup(self, entities, generation, keys, at, buckets)
 
     def notice(self, record: bytes | None) -> Generation:

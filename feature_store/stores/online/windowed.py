@@ -92,8 +92,9 @@ class WindowedOnline(OnlineView):
         else:
             stairs = Staircases(self.codec, bases)
             columns, exact_from = Reading(self, wanted, stairs, bases, heads, times).columns(), stairs.exact_from
-        known = np.array([b is not None or bool(h) for b, h in zip(bases, heads, strict=True)], bool)
+        known = np.ones(len(times), bool)
         if None in bases:
+            known = np.array([b is not None or bool(h) for b, h in zip(bases, heads, strict=True)], bool)
             for row, record in enumerate(found.buckets):
                 if bases[row] is None and record is not None:
                     exact_from[row] = Bucket.decode(record).exact_from
