@@ -176,3 +176,26 @@ def test_a_store_that_does_not_answer_is_asked_once_for_all() -> None:
         assert await ids_of(gather.read(entities(4))) == [4]
 
     run(scenario)
+
+
+def test_one_who_is_not_waited_for_any_more_takes_no_answer_from_others() -> None:
+    async def scenario() -> None:
+        reads = Reads()
+        reads.holding = True
+        gather = gathering(reads)
+        under_way = [asyncio.create_task(ids_of(gather.read(entities(one)))) for one in (1, 2)]
+        await asyncio.sleep(0.01)
+        waiting = [asyncio.create_task(ids_of(gather.read(entities(one)))) for one in (3, 4)]
+        await asyncio.sleep(0.01)
+        for gone in (under_way[0], waiting[0]):
+            gone.cancel()
+        await asyncio.sleep(0.01)
+        for turn in range(2):
+            reads.waiting[turn].set_result(None)
+            await asyncio.sleep(0.01)
+        answers = await asyncio.gather(*under_way, *waiting, return_exceptions=True)
+        assert [isinstance(a, asyncio.CancelledError) or a for a in answers] == [True, [2], True, [4]]
+        reads.holding = False
+        assert await ids_of(gather.read(entities(5))) == [5]
+
+    run(scenario)
