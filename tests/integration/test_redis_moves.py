@@ -7,12 +7,15 @@ import gc
 import itertools
 import logging
 import os
+import random
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -611,6 +614,27 @@ def test_requests_that_are_cancelled_while_connecting_leave_nothing_behind(
         redis_single.resume()
     gc.collect()
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_threads_with_one_connection_a_node_do_not_wait_for_each_other_in_a_circle(redis_cluster: Cluster) -> None:
+    config = config_of(redis_cluster, AT_LAST)
+    text = f"{config.connection_string},max_connections=1"
+    backend = RedisBackend(replace(config, connection_string=text))
+    fill(backend, keys())
+    wrong: list[str] = []
+
+    def read(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(150):
+            asked = rng.sample(keys(), len(keys()))
+            if backend.get(asked) != [value_of(key) for key in asked]:
+                wrong.append("values")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(read, seed) for seed in range(4)]:
+            done.result()
+    assert wrong == []
+    backend.close()
 
 
 def test_no_more_connections_than_allowed(redis_single: SingleServer) -> None:

@@ -62,6 +62,7 @@ class Asking:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._limited = "max_connections" in site.connection.options
         self._lock = threading.Lock()
         self._pools: dict[Address, Pool] = {}
 
@@ -162,10 +163,11 @@ class Asking:
                     failure = failed
                 else:
                     exchange.batch.add(call)
-                    if exchange.batch.size > _GATHERED:
+                    if exchange.batch.size > _GATHERED and not self._limited:
                         exchange.send(deadline)
-        for exchange in under_way.values():
-            exchange.send(deadline)
+        # In one order for all: where connections are limited, threads that hold some wait for others.
+        for node in sorted(under_way):
+            under_way[node].send(deadline)
         return failure
 
     def _exchange(self, call: Call, under_way: dict[Address, _Exchange], deadline: float) -> _Exchange:
