@@ -69,11 +69,16 @@ class ErasureLog:
 
     def _mark(self) -> tuple[int, int, int] | None:
         try:
-            found = os.stat(self.path)
+            # Opened, not only looked at: a network file system asks its server then, instead of what it remembers.
+            file = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ErasureLogError(self.path, f"cannot be read ({error.strerror})") from error
+        try:
+            found = os.fstat(file)
+        finally:
+            os.close(file)
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _parsed(self) -> Erasures:
