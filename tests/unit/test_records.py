@@ -263,9 +263,8 @@ def test_the_bytes_of_a_plain_value_of_version_2() -> None:
         "02000000" + "00000000" + "c3a9"
     )
     row = Row(1, BEGINNING, (-2, "é", None, 0.5, 1, 0.25, -3, 7))
-    for whole, flag in ((False, "01"), (True, "02")):
-        assert RowCodec(view).encode([row], 0, whole)[:4].hex() == "495002" + flag
-    assert RowCodec(view).encode([row], 1, whole=True)[:4].hex() == "49500200"
+    for now, flag in ((0, "01"), (1, "00")):
+        assert RowCodec(view).encode([row], now)[:4].hex() == "495002" + flag
 
 
 PLAIN_FINGERPRINT = "1e5f1ac61e65f72b"

@@ -380,9 +380,8 @@ class PlainOnline(OnlineView):
             for into in self._filled(Bucket.decode(record).successor):
                 beside.setdefault(into.generation, (into, []))[1].append(entity)
             kept = keep([*(self._codec.decode(stored) if stored else []), *rows[entity]], now)
-            whole = stored is None or self._codec.all_wait(stored)
             bucket, key = keys(entity)
-            return Write([(bucket, record), (key, stored)], [(SET, key, self._codec.encode(kept, now, whole))])
+            return Write([(bucket, record), (key, stored)], [(SET, key, self._codec.encode(kept, now))])
 
         settle(self.backend, list(entities), keys, merge, f"write rows of view '{self.view.name}'")
         return beside
@@ -475,7 +474,7 @@ class PlainOnline(OnlineView):
         rows = self._codec.decode(value)
         row = next((r for r in reversed(rows) if r.time <= time), None)
         if row is None:
-            return None, Status.NOT_FOUND, BEGINNING if self._codec.all_wait(value) else rows[0].time
+            return None, Status.NOT_FOUND, rows[0].time
         if not self._current(row.time, time):
             return None, Status.OUTSIDE_MAX_AGE, BEGINNING
         return row, None, BEGINNING

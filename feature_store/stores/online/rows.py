@@ -7,8 +7,7 @@ Layout of a value, version 2, little-endian::
     | fixed-width features: float64, int64 and times, float32, int32, booleans (a byte each); zeros up to whole 8 bytes
     | u32 length of each variable-width feature | their bytes
 
-`waiting` is 1 where a row was later than its writer's clock, 2 where all were that were ever written: before them there
-was none. Such a value does not yield to a newer one by its times.
+`waiting` is 1 where a row was later than its writer's clock: such a value does not yield to a newer one by its times.
 Features lie in name order within each width. Text and bytes are stored as they are, lists as MessagePack. A row
 without variable-width features has one size, so that many values are one array of 8-byte words as they lie.
 """
@@ -41,7 +40,6 @@ _HEADER = struct.Struct("<2sBBI8s")
 _ROW = struct.Struct("<qq")
 _MAGIC, _VERSION = b"IP", 2
 _HEADER_WORDS = _HEADER.size // 8
-_WAITING, _SOME_WAIT, _ALL_WAIT = 3, 1, 2
 
 #: Columns of a table of rows beside keys and features.
 TIME, CREATED = "__time", "__created"
@@ -170,12 +168,9 @@ class RowCodec:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def encode(self, rows: Sequence[Row], now: int = END, whole: bool = False) -> bytes:
-        """The value that holds these rows, by event time, written by a clock that says `now`; `whole` says that no row
-        was ever left out for a newer one before.
-        """
-        late = [row.time > now for row in rows]
-        waiting = _ALL_WAIT if whole and all(late) else _SOME_WAIT if any(late) else 0
+    def encode(self, rows: Sequence[Row], now: int = END) -> bytes:
+        """The value that holds these rows, by event time, written by a clock that says `now`."""
+        waiting = any(row.time > now for row in rows)
         header = _HEADER.pack(_MAGIC, _VERSION, waiting, len(rows), self.fingerprint)
         return b"".join([header, *map(self._encode, rows)])
 
@@ -284,10 +279,6 @@ class RowCodec:
         if at != len(data):
             raise self._cut_off()
         return rows
-
-    def all_wait(self, data: bytes) -> bool:
-        """Whether all rows that were ever written waited for their time when the last one was."""
-        return data[_WAITING] == _ALL_WAIT
 
     def count(self, data: bytes) -> int:
         """How many rows a stored value says it holds. Raises CorruptState for another version or definition."""
